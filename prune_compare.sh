@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Evaluates a model unpruned, then pruned, and prints the two beside each other.
+#
+#   bash prune_compare.sh [flags of 'anchorprune eval']
+#
+# The results go to prune_compare/unpruned/ and prune_compare/pruned/ in the current folder.
+# Pruning flags (--strategy, --k_anchors, --prune_layer, ...) act in the pruned run only.
+# Without a model and a data set it runs the demo that comes with anchorprune.
+set -euo pipefail
+
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+python=$here/.venv/bin/python
+[[ -x $python ]] || python=python3
+template='{dataset}_{pretrained}_{model}_{language}_{task}.json'
+
+demo=yes
+skip=no
+unpruned=()
+for flag in "$@"; do
+  case $flag in
+    -h | --help)
+      sed -n '2,/^set /{s/^# \{0,1\}//p;}' "$0"
+      exit 0
+      ;;
+    --mod* | --pret* | --dat*) demo=no ;;
+    --skip_e*) skip=yes ;;
+  esac
+  # argparse takes --out for --output, and --enable for --enable_pruning.
+  if [[ $flag == --o* && --output == "${flag%%=*}"* ]]; then
+    echo "$(basename "$0"): $flag: the results have their places under prune_compare/; leave it out" >&2
+    exit 2
+  fi
+  [[ $flag == --e* && --enable_pruning == "$flag"* ]] || unpruned+=("$flag")
+done
+if [[ $demo == yes ]]; then
+  set -- --model anchorprune-demo --pretrained bundled --dataset bundled "$@"
+  unpruned=("${@:1:6}" ${unpruned[@]+"${unpruned[@]}"})
+fi
+
+mkdir -p prune_compare/unpruned prune_compare/pruned
+start=prune_compare/.start.$$
+trap 'rm -f "$start"; rmdir prune_compare/unpruned prune_compare/pruned prune_compare 2>/dev/null || true' EXIT
+touch "$start"
+
+echo "== unpruned (pruning flags have no effect in this run)"
+"$python" "$here/clip_benchmark/cli.py" eval "${unpruned[@]}" --output "prune_compare/unpruned/$template"
+echo "== pruned"
+"$python" "$here/clip_benchmark/cli.py" eval "$@" --enable_pruning --output "prune_compare/pruned/$template"
+
+# The pairs of which this run wrote a half: --skip_existing may keep the other. If it kept all, every pair.
+written=()
+existing=()
+for pruned in prune_compare/pruned/*.json; do
+  name=${pruned##*/}
+  [[ -f $pruned && -f prune_compare/unpruned/$name ]] || continue
+  existing+=("$name")
+  [[ $pruned -ot $start && prune_compare/unpruned/$name -ot $start ]] || written+=("$name")
+done
+if [[ $skip == yes && ${#written[@]} -eq 0 ]]; then
+  written=(${existing[@]+"${existing[@]}"})
+fi
+if [[ ${#written[@]} -eq 0 ]]; then
+  echo "$(basename "$0"): both runs ended, but left no pair of results to compare" >&2
+  exit 1
+fi
+for name in "${written[@]}"; do
+  echo
+  "$python" -m anchorprune compare "prune_compare/unpruned/$name" "prune_compare/pruned/$name"
+done

@@ -1,0 +1,56 @@
+"""`get_vision_attention`: what the blocks of an image tower attend to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anchorprune.tokens import head_attention
+from anchorprune.towers import find_tower
+
+
+@torch.no_grad()
+def get_vision_attention(model: nn.Module, images: Tensor, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The attention of every block of the image tower, for `images`.
+
+    Computed from the queries and keys of each block's own input, because fused attention never forms it. The
+    blocks themselves run as always.
+
+    Args:
+        model: an open_clip model or its image tower, pruned or not.
+        images: `[B, 3, height, width]`, preprocessed, on the model's device.
+        dtype: of the returned tensors; `torch.float16` halves their memory.
+
+    Returns:
+        One tensor a block, `[B, H, N, N]`: softmax(q kᵀ / √d + mask) of each head, row = the token that looks. On a
+        pruned model N is the kept count from block `prune_layer` on, and the handle's `kept` says which tokens.
+
+    Raises:
+        UserError: a model without an image tower that anchorprune knows.
+    """
+    tower = find_tower(model)
+    attention: list[Tensor] = []
+
+    def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = tower.tokens(args[0])
+        q, k = tower.query_key(block, x)
+        mask = kwargs.get("attn_mask")
+        attention.append(head_attention(q, k, None if mask is None else _additive(mask, q)).to(dtype))
+
+    # Registered after the hooks of a pruning, so that these see the tokens that the block sees.
+    hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in tower.blocks]
+    try:
+        tower.module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return attention
+
+
+def _additive(mask: Tensor, q: Tensor) -> Tensor:
+    """The mask as an addend that broadcasts to `[B, H, N, N]`; True means masked, as in `nn.MultiheadAttention`."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, -float("inf"))
+    return mask.unflatten(0, q.shape[:2]) if mask.dim() == 3 else mask

@@ -1,0 +1,44 @@
+"""What an image costs: multiply-adds counted on the tensors that run, and the memory that was used."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from anchorprune.towers import find_tower
+
+
+@torch.no_grad()
+def image_tower_flops(model: nn.Module) -> int:
+    """FLOPs (2 per multiply-add) of the image tower for one image at its own size, selection included.
+
+    Counted on the meta device, on the very operators that run: on a CPU the counter does not see fused attention.
+    A model that is pruned at the moment is counted as pruned.
+    """
+    module = find_tower(model).module
+    height, width = find_tower(model).image_size
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    image = torch.empty(1, 3, height, width, device="meta", dtype=next(module.parameters()).dtype)
+    training = module.training
+    module.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            functional_call(module, on_meta, (image,))
+    finally:
+        module.train(training)
+    return counter.get_total_flops()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory so far in MiB: of the allocator on CUDA, of the whole process (resident set) on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,129 @@
+"""Custom class names and prompt templates: clip-benchmark's JSON files, and what prompts must look like."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from anchorprune.errors import UserError, did_you_mean
+
+Templates = list[str] | dict[str, list[str]]
+
+# For data that brings no templates of its own, so that it needs no clip-benchmark.
+GENERAL_TEMPLATES = ["a photo of a {c}."]
+
+_FALLBACK = "imagenet1k"
+
+
+def custom_classes(file: str, name: str) -> list[str]:
+    """The class names of data set `name` in a `--custom_classname_file`.
+
+    `file` is `{data set: [class name, …]}`; for `wds/x` (and vtab/, tfds/) the key is `wds/x`, else `x`.
+
+    Raises UserError where the file cannot be read, has another shape, or has no such key.
+    """
+    flag = "--custom_classname_file"
+    content = _read(flag, file)
+    key = next((key for key in _lookup_keys(name) if key in content), None)
+    if key is None:
+        wanted = _lookup_keys(name)[-1]
+        raise UserError(
+            f"{flag} {file}: has no class names for {name!r}; add the key {wanted!r}.{did_you_mean(wanted, content)}"
+        )
+    if not _is_texts(content[key]):
+        raise UserError(f"{flag} {file}: {key!r} must be a list of class names, each a non-empty text.")
+    return list(content[key])
+
+
+def custom_templates(file: str, name: str) -> Templates:
+    """The templates of data set `name` in a `--custom_template_file`, else those of `imagenet1k` in it.
+
+    A list of templates with `{c}` where the class name goes, or a dict from class name to finished prompts.
+
+    Raises UserError where the file cannot be read, has another shape, or has neither key.
+    """
+    flag = "--custom_template_file"
+    content = _read(flag, file)
+    key = next((key for key in [*_lookup_keys(name), _FALLBACK] if key in content), None)
+    if key is None:
+        wanted = _lookup_keys(name)[-1]
+        raise UserError(
+            f"{flag} {file}: has no templates for {name!r}; add the key {wanted!r}, or {_FALLBACK!r} for all."
+            f"{did_you_mean(wanted, content)}"
+        )
+    value = content[key]
+    if isinstance(value, dict) and value and all(_is_texts(prompts) for prompts in value.values()):
+        return {str(label): list(prompts) for label, prompts in value.items()}
+    if not _is_texts(value):
+        raise UserError(
+            f"{flag} {file}: {key!r} must be a list of templates with {{c}}, "
+            "or a dict from class name to a list of prompts."
+        )
+    return check_templates(list(value), f"{flag} {file}: {key!r}")
+
+
+def check_templates(templates: list[str], source: str) -> list[str]:
+    """`templates` as they are, or UserError (opened by `source`) for one that takes no class name."""
+    for template in templates:
+        try:
+            fits = "\0" in template.format(c="\0")
+        except (KeyError, IndexError, ValueError, AttributeError):
+            fits = False
+        if not fits:
+            raise UserError(f"{source}: the template {template!r} must hold {{c}} where the class name goes.")
+    return templates
+
+
+def check_prompts(name: str, classes: list[str] | None, templates: Templates | None) -> None:
+    """UserError where class-specific prompts leave a class of data set `name` without one."""
+    if isinstance(templates, dict) and classes is not None:
+        for label in classes:
+            if label not in templates:
+                raise UserError(
+                    f"--custom_template_file: has no prompts for the class {label!r} of {name!r}; "
+                    f"give every class some.{did_you_mean(label, templates)}"
+                )
+
+
+def _lookup_keys(name: str) -> list[str]:
+    """The keys under which upstream looks a data set up, in order."""
+    if name.startswith("folder:"):
+        return [name, Path(name.removeprefix("folder:")).name]
+    if name.startswith(("wds/", "vtab/", "tfds/")):
+        return [name, name.split("/", 1)[1]]
+    return [name]
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
+
+
+def resolve(flag: str, file: str) -> Path:
+    """The path of a custom file; one that does not exist is looked up among clip-benchmark's own, as upstream.
+
+    Raises UserError where it is in neither place.
+    """
+    path = Path(file).expanduser()
+    if path.is_file():
+        return path
+    try:
+        spec = importlib.util.find_spec("clip_benchmark.datasets")
+    except ImportError:  # no clip_benchmark, or a folder of that name
+        spec = None
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / file).is_file():
+            return Path(folder) / file
+    raise UserError(f"{flag} {file}: no such file; give the path of a JSON file, or of one in clip-benchmark.")
+
+
+def _read(flag: str, file: str) -> dict[str, Any]:
+    path = resolve(flag, file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise UserError(f"{flag} {file}: cannot be read as JSON ({err}).") from err
+    if not isinstance(content, dict):
+        raise UserError(f"{flag} {file}: must hold one JSON object whose keys are data set names.")
+    return content

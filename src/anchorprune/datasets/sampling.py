@@ -1,0 +1,116 @@
+"""Which samples of a data set are used, and how they come in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anchorprune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+    from anchorprune.datasets import EvalDataset
+
+
+class BadImage(Exception):
+    """One image cannot be read; the message names its file (or tar and key) and the reason."""
+
+
+@dataclass
+class Batch:
+    """Some consecutive samples, bad ones taken out.
+
+    images   float [B, 3, H, W], or None where no image of the batch could be read (B = 0)
+    targets  long [B], or float [B, C] for multi-label data
+    bad      (key, reason) of every image that could not be read, in order
+    """
+
+    images: Tensor | None
+    targets: Tensor
+    bad: list[tuple[str, str]]
+
+
+def choose(keys: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """Indices of the `limit` samples whose keyed hash is smallest, ascending; all of them for None.
+
+    Whether a sample is chosen depends on `seed`, its key and the other keys, never on the order of the data
+    set, so a class-sorted data set gives several classes, and the chosen of a smaller limit are among those
+    of a larger one. Equal keys: the lower index first.
+
+    Raises UserError for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: give a number of samples from 1 up, or leave it out for all of them.")
+    if limit is None or limit >= len(keys):
+        return list(range(len(keys)))
+
+    def rank(index: int) -> tuple[bytes, int]:
+        # surrogateescape: file names need not be valid UTF-8
+        text = f"{seed}\0{keys[index]}".encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, digest_size=8).digest(), index
+
+    return sorted(sorted(range(len(keys)), key=rank)[:limit])
+
+
+class _Chosen:
+    """The chosen samples of a data set, as the DataLoader sees them: a bad image is a value, not an error."""
+
+    def __init__(self, dataset: EvalDataset, indices: Sequence[int]) -> None:
+        self.items, self.multilabel = dataset.items, dataset.multilabel
+        self.indices = list(indices)
+        # only the chosen keys: workers may get a pickled copy
+        self.keys = [dataset.keys[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Any] | tuple[str, BadImage]:
+        try:
+            image, target = self.items[self.indices[position]]
+        except BadImage as err:
+            return self.keys[position], err
+        return image, target
+
+    def collate(self, samples: list[tuple[Any, Any]]) -> Batch:
+        import torch
+
+        bad = [(key, str(err)) for key, err in samples if isinstance(err, BadImage)]
+        good = [sample for sample in samples if not isinstance(sample[1], BadImage)]
+        images = torch.stack([image for image, _ in good]) if good else None
+        if self.multilabel and good:
+            targets = torch.stack([torch.as_tensor(target, dtype=torch.float32) for _, target in good])
+        else:
+            targets = torch.tensor([int(target) for _, target in good], dtype=torch.long)
+        return Batch(images, targets, bad)
+
+
+def loader(dataset: EvalDataset, indices: Sequence[int], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """A DataLoader (it has a length) that yields a `Batch` for every `batch_size` of the chosen samples.
+
+    The order is that of `indices`, and the batches are the same for any number of workers. A `BadImage` lands
+    in `Batch.bad`; any other exception propagates.
+
+    Raises UserError for a batch size below 1 or a negative number of workers.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    if batch_size < 1:
+        raise UserError(f"--batch_size {batch_size}: give a number of images from 1 up.")
+    if num_workers < 0:
+        raise UserError(f"--num_workers {num_workers}: give 0 (no worker processes) or more.")
+    chosen = _Chosen(dataset, indices)
+    batches = -(-len(chosen) // batch_size)
+    return DataLoader(
+        chosen,  # type: ignore[arg-type]  # map-style by its methods
+        batch_size=batch_size,
+        shuffle=False,
+        num_workers=min(num_workers, batches),
+        collate_fn=chosen.collate,
+        # its own generator: reading data must not advance the global one that a strategy may draw from
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,220 @@
+"""`wds/NAME`: clip-benchmark's webdataset layout, read as a map-style data set.
+
+    ROOT/classnames.txt                            one class name a line
+    ROOT/zeroshot_classification_templates.txt     one template with {c} a line
+    ROOT/dataset_type.txt                          optional: classification, multilabel or retrieval
+    ROOT/SPLIT/nshards.txt                         how many tars there are
+    ROOT/SPLIT/0.tar …                             KEY.jpg (webp, png, jpeg) beside KEY.cls (or KEY.npy)
+
+Each tar is scanned once, headers and labels only; an image is then one seek and one read. That gives a length, exact
+`--limit` and evenly loaded workers, which a stream of tars cannot give, and needs no webdataset package.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from anchorprune.datasets import EvalDataset
+from anchorprune.datasets.images import decode, one_line
+from anchorprune.datasets.prompts import check_templates
+from anchorprune.datasets.remote import Source
+from anchorprune.datasets.sampling import BadImage
+from anchorprune.errors import UserError, did_you_mean
+
+# In upstream's order of preference, should a sample have several.
+EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+
+# webdataset's convention: the key runs to the first dot of the base name, the rest is the extension; names that
+# start with a dot, and __meta__ members, are no samples.
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
+_META = re.compile(r"__[^/]*__($|/)")
+_BLOCK = tarfile.BLOCKSIZE
+
+Span = tuple[int, int]  # offset and size in the tar, bytes
+
+
+class WdsItems:
+    """`items[i] -> (transform(image), target)`, read from the tars on demand."""
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+        self.tars: list[Path] = []
+        self.keys: list[str] = []
+        self.targets: list[Any] = []
+        self.where: list[tuple[int, Span]] = []  # which tar, and where in it the image is
+
+    def add(self, tar: Path, label: str, multilabel: bool) -> None:
+        """Indexes one more tar, called `label` in keys and messages. Raises UserError as `_scan` does."""
+        for key, image, target in _scan(tar, label, multilabel):
+            self.keys.append(f"{label}/{key}")
+            self.targets.append(target)
+            self.where.append((len(self.tars), image))
+        self.tars.append(tar)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        shard, (offset, size) = self.where[index]
+        source = f"{self.tars[shard]}, {self.keys[index].split('/', 1)[1]}"
+        try:
+            # Opened each time: some 20 µs beside milliseconds of decoding, and no handle that forked workers could
+            # share and seek under each other.
+            with self.tars[shard].open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as err:
+            raise BadImage(f"{source}: {one_line(err)}") from err
+        return self.transform(decode(data, source)), self.targets[index]
+
+
+def open_wds(
+    name: str, *, root: str, split: str, transform: Callable[[Any], Any], cache_dir: str | None
+) -> EvalDataset:
+    """The split of the webdataset at `root`, a folder or an http(s) URL (also a Hugging Face data set page).
+
+    Keys are `0.tar/KEY`. `classes` and `templates` are None where their files are missing; targets are ints, or
+    float tensors [C] for multi-label data.
+
+    Raises UserError for missing, damaged or contradictory files, and for retrieval data sets.
+    """
+    source = Source(root, cache_dir)
+    count = _shard_count(source, name, split)
+    multilabel = _is_multilabel(source, name)
+    classes = _lines(source, "classnames.txt")
+    templates = _lines(source, "zeroshot_classification_templates.txt")
+    if templates is not None:
+        check_templates(templates, source.where("zeroshot_classification_templates.txt"))
+    items = WdsItems(transform)
+    for shard in range(count):
+        tar = source.fetch(f"{split}/{shard}.tar")
+        if tar is None:
+            raise UserError(
+                f"{source.where(f'{split}/{shard}.tar')}: no such file, but {split}/nshards.txt promises "
+                f"{count} tars; add the tar or correct nshards.txt."
+            )
+        items.add(tar, f"{shard}.tar", multilabel)
+    if not items.keys:
+        raise UserError(f"--dataset {name}: the {count} tars of {source.where(split)} hold no image with a label.")
+    return EvalDataset(name, items, items.keys, classes, templates, multilabel, items.targets)
+
+
+def _shard_count(source: Source, name: str, split: str) -> int:
+    if source.folder is not None and not source.folder.is_dir():
+        raise UserError(f"--dataset_root {source.root}: no such folder; {name} needs one with {split}/0.tar in it.")
+    where = source.where(f"{split}/nshards.txt")
+    text = source.read_text(f"{split}/nshards.txt")
+    if text is None:
+        splits = [] if source.folder is None else sorted(p.parent.name for p in source.folder.glob("*/nshards.txt"))
+        hint = f" Splits here: {', '.join(splits)}." if splits else ""
+        raise UserError(f"--split {split}: there is no {where}.{hint}{did_you_mean(split, splits)}")
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UserError(f"{where}: must hold the number of tars, 1 or more, not {text.strip()[:40]!r}.")
+    return int(text)
+
+
+def _is_multilabel(source: Source, name: str) -> bool:
+    kind = (source.read_text("dataset_type.txt") or "classification").strip().lower()
+    if kind == "retrieval":
+        raise UserError(f"--dataset {name}: is a retrieval data set, which anchorprune cannot evaluate yet.")
+    known = ("classification", "multilabel", "retrieval")
+    if kind not in known:
+        where, hint = source.where("dataset_type.txt"), did_you_mean(kind, known)
+        raise UserError(f"{where}: {kind[:40]!r} is none of {', '.join(known)}.{hint}")
+    return kind == "multilabel"
+
+
+def _lines(source: Source, name: str) -> list[str] | None:
+    text = source.read_text(name)
+    if text is None:
+        return None
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if not lines or not all(lines):
+        raise UserError(
+            f"{source.where(name)}: line {lines.index('') + 1 if lines else 1} is empty; remove or fill it."
+        )
+    return lines
+
+
+def _scan(tar: Path, label: str, multilabel: bool) -> Iterator[tuple[str, Span, Any]]:
+    """(key, where the image is, target) of each sample in a tar, in order.
+
+    Raises UserError, naming the tar (and key), where it is damaged or a sample lacks its image or label.
+    """
+    try:
+        with tar.open("rb") as file:
+            for key, parts in _groups(_members(tar, file), tar):
+                image = next((parts[ext] for ext in EXTENSIONS if ext in parts), None)
+                wanted = "npy" if multilabel else "cls"
+                if image is None and wanted not in parts:
+                    continue  # a README, say
+                if image is None or wanted not in parts:
+                    lacks = f"label (.{wanted})" if image else f"image (.{', .'.join(EXTENSIONS)})"
+                    hint = "; for .npy labels dataset_type.txt must say multilabel" if "npy" in parts and image else ""
+                    raise UserError(f"{tar}: sample {key!r} has no {lacks}, only .{', .'.join(parts)}{hint}.")
+                # reading in between is safe: tarfile seeks before each header
+                file.seek(parts[wanted][0])
+                data = file.read(parts[wanted][1])
+                yield key, image, (_vector if multilabel else _class_index)(data, f"{tar}: sample {key!r}")
+    except (tarfile.TarError, OSError, EOFError) as err:
+        raise UserError(
+            f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); export or download it again."
+        ) from err
+
+
+def _members(tar: Path, file: IO[bytes]) -> Iterator[tuple[str, Span]]:
+    """(name, span) of the regular files in an uncompressed tar."""
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            if member.isreg():
+                yield member.name, (member.offset_data, member.size)
+        # tarfile takes a damaged header, or a file that stops between members, for the end of the archive
+        file.seek(archive.offset)
+        if file.read(_BLOCK) != bytes(_BLOCK):
+            raise tarfile.ReadError(f"no end mark at byte {archive.offset}: cut short or damaged")
+
+
+def _groups(members: Iterator[tuple[str, Span]], tar: Path) -> Iterator[tuple[str, dict[str, Span]]]:
+    """(key, extension → span) of each run of members with the same key, as webdataset groups them."""
+    current, parts = None, dict[str, Span]()
+    for name, span in members:
+        match = _MEMBER.fullmatch(name)
+        if match is None or _META.match(name):
+            continue
+        key, extension = match[1], match[2].lower()
+        if key != current:
+            if current is not None:
+                yield current, parts
+            current, parts = key, {}
+        if extension in parts:
+            raise UserError(f"{tar}: sample {key!r} has .{extension} twice; remove one.")
+        parts[extension] = span
+    if current is not None:
+        yield current, parts
+
+
+def _class_index(data: bytes, source: str) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise UserError(f"{source} has the label {data[:40]!r}; a .cls file holds one class index.") from None
+
+
+def _vector(data: bytes, source: str) -> Any:
+    """A float tensor [C] from the bytes of a .npy file, which may hold no pickled objects."""
+    import numpy as np
+    import torch
+
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if array.ndim != 1:
+            raise ValueError(f"its shape is {array.shape}")
+        return torch.from_numpy(array.astype(np.float32))
+    except (ValueError, EOFError, OSError, TypeError) as err:
+        raise UserError(f"{source}: its .npy must hold one number for each class ({one_line(err)}).") from err

@@ -1,0 +1,201 @@
+"""clip-benchmark's own data sets, class names and prompts. The only file that imports clip_benchmark.
+
+Upstream downloads some of them through shell commands and unpickles some (see docs); it is imported only when one of
+them is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from anchorprune.datasets import EvalDataset, default_task, prompts
+from anchorprune.datasets.images import one_line
+from anchorprune.datasets.names import known_names
+from anchorprune.datasets.sampling import BadImage
+from anchorprune.errors import UserError, did_you_mean
+
+_MULTILABEL = frozenset({"voc2007_multilabel"})
+
+# What comes out of torchvision and upstream when data is absent, cannot be downloaded or is damaged.
+_NO_DATA = (
+    OSError,  # urllib's URLError too
+    RuntimeError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    pickle.UnpicklingError,
+)
+
+
+class ZooItems:
+    """`items[i] -> (transform(image), target)` of an upstream data set."""
+
+    def __init__(self, dataset: Any, multilabel: bool) -> None:
+        self.dataset, self.multilabel = dataset, multilabel
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        from PIL.Image import DecompressionBombError
+
+        try:
+            image, target = self.dataset[index]
+        except (OSError, SyntaxError, DecompressionBombError) as err:
+            raise BadImage(f"item {index}: {one_line(err)}") from err
+        if self.multilabel:
+            import torch
+
+            return image, torch.as_tensor(target, dtype=torch.float32)
+        return image, int(target)
+
+
+def open_zoo(
+    name: str,
+    *,
+    root: str,
+    split: str,
+    transform: Callable[[Any], Any],
+    task: str,
+    language: str,
+    annotation_file: str,
+    custom_classname_file: str | None,
+    custom_template_file: str | None,
+) -> EvalDataset:
+    """The data set that clip-benchmark calls `name`, with its class names and templates; keys are indices.
+
+    Raises UserError for an unknown name, split or language, data that is neither there nor can be downloaded, a
+    missing package, bad custom files, and for kinds that cannot be evaluated yet: retrieval, caption selection,
+    and the TensorFlow ones (vtab/, tfds/), which are streams without a length.
+    """
+    _refuse(name)
+    # upstream asserts, or goes on without names: look first
+    if custom_classname_file:
+        prompts.custom_classes(custom_classname_file, name)
+        custom_classname_file = str(prompts.resolve("--custom_classname_file", custom_classname_file))
+    if custom_template_file:
+        prompts.custom_templates(custom_template_file, name)
+        custom_template_file = str(prompts.resolve("--custom_template_file", custom_template_file))
+    builder = _builder()
+    languages = _languages(Path(str(builder.__file__)).parent)
+    if language not in languages and not custom_template_file and name != "babel_imagenet":
+        raise UserError(
+            f"--language {language}: clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
+            f"give --custom_template_file.{did_you_mean(language, languages)}"
+        )
+    try:
+        # upstream prints what it downloads; standard output is for results
+        with contextlib.redirect_stdout(sys.stderr):
+            dataset = builder.build_dataset(
+                dataset_name=name,
+                root=root,
+                transform=copy.deepcopy(transform),  # imagenet-w inserts a step into it
+                split=split,
+                download=True,
+                annotation_file=annotation_file,
+                language=language,
+                task=task,
+                custom_classname_file=custom_classname_file,
+                custom_template_file=custom_template_file,
+            )
+    except (AssertionError, ImportError, KeyError, TypeError, SystemExit, *_NO_DATA) as err:
+        problem = _explain(err, name, root, split, language, language in languages)
+        if problem is None:
+            raise
+        raise problem from err
+    multilabel = name in _MULTILABEL
+    return EvalDataset(
+        name=name,
+        items=ZooItems(dataset, multilabel),
+        keys=[str(index) for index in range(len(dataset))],
+        classes=_as_list(getattr(dataset, "classes", None)),
+        templates=getattr(dataset, "templates", None),
+        multilabel=multilabel,
+        targets=None if multilabel else _targets(dataset),
+    )
+
+
+def _refuse(name: str) -> None:
+    """UserError for names that upstream does not know, and for kinds that are not there yet."""
+    if name.startswith(("vtab/", "tfds/")):
+        raise UserError(
+            f"--dataset {name}: vtab/ and tfds/ data sets are streams without a length, which anchorprune cannot "
+            "evaluate yet; export it with clip_benchmark_export_wds and use wds/."
+        )
+    known = known_names()
+    if name not in known:
+        raise UserError(
+            f"--dataset {name}: neither a data set that clip-benchmark knows nor a list file; your own images are "
+            f"folder:PATH, webdatasets wds/NAME.{did_you_mean(name, known)}"
+        )
+    if default_task(name) != "zeroshot_classification":
+        raise UserError(f"--dataset {name}: has captions instead of classes, which anchorprune cannot evaluate yet.")
+
+
+def _builder() -> ModuleType:
+    """`clip_benchmark.datasets.builder`; a mere folder called clip_benchmark does not count."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            from clip_benchmark.datasets import builder
+    except ImportError as err:
+        raise UserError(
+            f"--dataset: clip-benchmark's data sets need a package that is not installed ({one_line(err)}); "
+            "pip install 'anchorprune[zoo]'."
+        ) from err
+    return builder
+
+
+def _languages(folder: Path) -> list[str]:
+    ending = "_zeroshot_classification_templates.json"
+    return sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}"))
+
+
+def _explain(
+    err: BaseException, name: str, root: str, split: str, language: str, language_known: bool
+) -> UserError | None:
+    """The sentence for what upstream raised while building, or None where it looks like a bug."""
+    if isinstance(err, AssertionError) and "split" in str(err):
+        return UserError(f"--split {split}: {one_line(err)}.")
+    if isinstance(err, ImportError):
+        module = err.name or one_line(err)
+        return UserError(f"--dataset {name}: needs the Python package {module!r}; pip install {module}.")
+    if isinstance(err, KeyError) or (isinstance(err, TypeError) and not language_known):
+        return UserError(
+            f"--language {language}: clip-benchmark has no class names for {name} in it ({one_line(err)}); use en."
+        )
+    if isinstance(err, SystemExit):
+        return UserError(
+            f"--dataset {name}: clip-benchmark needs the kaggle or gdown command to download it to {root}."
+        )
+    if isinstance(err, TypeError):
+        return None
+    return UserError(
+        f"--dataset {name}: is not in {root} and could not be downloaded or read ({one_line(err)}); "
+        "check --dataset_root and the network."
+    )
+
+
+def _as_list(values: Any) -> list[str] | None:
+    return None if values is None else [str(value) for value in values]
+
+
+def _targets(dataset: Any) -> list[int] | None:
+    """The class indices where a torchvision data set holds them (it has three names for that), else None."""
+    # upstream's own classes, and target transforms, may number the classes another way than these attributes
+    if not type(dataset).__module__.startswith("torchvision.") or getattr(dataset, "target_transform", None):
+        return None
+    for attribute in ("targets", "labels", "_labels"):
+        values = getattr(dataset, attribute, None)
+        if values is not None and len(values) == len(dataset):
+            return [int(value) for value in values]
+    return None

@@ -1,0 +1,32 @@
+"""The one exception that means "the input is wrong, not the program"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Bad input: one sentence that names the input and the fix.
+
+    The command line prints it as one line and exits with code 2; any other exception is a fault of ours
+    and shows a traceback (exit code 1).
+    """
+
+
+class FieldError(UserError):
+    """A field of a strategy, or the flag of the same name, has a value that it cannot have."""
+
+    def __init__(self, field: str, value: object, fix: str) -> None:
+        super().__init__(f"{field}={value!r}: {fix}")
+        self.field, self.value, self.fix = field, value, fix
+
+    def as_flag(self) -> str:
+        """The same sentence for somebody who typed a flag."""
+        return f"--{self.field} {self.value}: {self.fix}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the known name closest to `name`, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,287 @@
+"""One evaluation: model × data set × task × pruning -> result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import anchorprune
+from anchorprune.attention import get_vision_attention
+from anchorprune.cost import image_tower_flops, peak_memory_mb
+from anchorprune.datasets import EvalDataset
+from anchorprune.datasets.sampling import Batch, choose, loader
+from anchorprune.errors import UserError
+from anchorprune.pruning import Pruning, prune
+from anchorprune.strategies.base import Strategy
+from anchorprune.tasks import zeroshot_classification
+from anchorprune.towers.base import LoadedModel
+
+# What autocast or the weights compute in, by the names that open_clip gives precisions.
+AUTOCAST = {"amp": None, "amp_bf16": torch.bfloat16}
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to evaluate; everything that is not the model, the data, the task or the strategy."""
+
+    device: torch.device
+    precision: str = "amp"
+    batch_size: int = 64
+    num_workers: int = 4
+    limit: int | None = None
+    seed: int = 0
+    skip_bad_images: bool = False
+    verbose: bool = True
+    load_clfs: tuple[str, ...] = ()
+    save_clf: str | None = None
+    attention_images: int = 8
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision not in AUTOCAST:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+
+    @property
+    def dtype(self) -> str:
+        """What matrix products are computed in, for the record."""
+        if self.precision in WEIGHTS:
+            return str(WEIGHTS[self.precision]).removeprefix("torch.")
+        dtype = AUTOCAST[self.precision] or torch.get_autocast_dtype(self.device.type)
+        return f"{str(dtype).removeprefix('torch.')} (autocast)"
+
+
+@dataclass
+class Attention:
+    """The attention of a few images, as `--attention_output` holds it."""
+
+    weights: list[Tensor]
+    kept: Tensor
+    tokens_before: int
+
+    def as_dict(self, model: str, pretrained: str, dataset: str) -> dict[str, Any]:
+        batch, heads = self.weights[0].shape[:2]
+        return {
+            "attention_weights": self.weights,
+            "kept_indices": self.kept,
+            "model": model,
+            "pretrained": pretrained,
+            "dataset": dataset,
+            "num_layers": len(self.weights),
+            "shape_info": {
+                "images": batch,
+                "heads": heads,
+                "tokens_before": self.tokens_before,
+                "tokens_after": self.kept.shape[1],
+                "layers": [list(weights.shape) for weights in self.weights],
+            },
+        }
+
+    @property
+    def megabytes(self) -> float:
+        return sum(weights.nbytes for weights in self.weights) / 1e6
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` found: the parts of a result that it knows, and the attention where it was asked for."""
+
+    result: dict[str, Any]
+    attention: Attention | None = None
+
+
+def evaluate(
+    loaded: LoadedModel,
+    dataset: EvalDataset,
+    strategy: Strategy | None,
+    settings: Settings,
+    *,
+    extract_attention: bool = False,
+) -> Evaluation:
+    """Zero-shot classification of `dataset` with the model, pruned by `strategy` or not at all.
+
+    The model is restored before this returns, also after an exception.
+
+    Raises:
+        UserError: a data set without class names or prompts, an unreadable image, a classifier that does not fit.
+    """
+    if dataset.classes is None:
+        raise UserError(f"--dataset {dataset.name}: has no class names (classnames.txt), which zero-shot needs")
+    indices = choose(dataset.keys, settings.limit, settings.seed)
+    classifier = _classifier(loaded, dataset, settings)
+    if settings.save_clf:
+        torch.save(classifier, settings.save_clf)
+
+    model = loaded.model
+    dense_flops = image_tower_flops(model)
+    pruning = prune(model, strategy) if strategy else None
+    with pruning or nullcontext(), torch.inference_mode():
+        flops = image_tower_flops(model) if pruning else dense_flops
+        encoder = _Encoder(model, settings)
+        batches = _batches(dataset, indices, settings, encoder)
+        metrics = zeroshot_classification.run(batches, classifier.to(settings.device), dataset.multilabel)
+        record = _pruning_record(pruning)
+        attention = _attention(model, dataset, indices, settings, pruning) if extract_attention else None
+
+    result = {
+        "metrics": metrics,
+        "pruning": record,
+        "cost": {
+            "gmacs_dense": dense_flops / 2e9,
+            "gmacs": flops / 2e9,
+            "images_per_second": encoder.images_per_second,
+            "peak_memory_mb": peak_memory_mb(settings.device),
+        },
+        "n_samples": encoder.images,
+        "n_total": len(dataset.keys),
+        "n_bad_images": len(indices) - encoder.images,
+        "limit": settings.limit,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+        "model_options": loaded.options,
+        "environment": environment(settings),
+    }
+    return Evaluation(result, attention)
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """Versions, device, dtype and threads: what a measurement depends on besides the input."""
+    import open_clip
+
+    cuda = settings.device.type == "cuda"
+    return {
+        "anchorprune": anchorprune.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+        "platform": platform.platform(),
+        "device": str(settings.device),
+        "device_name": torch.cuda.get_device_name(settings.device) if cuda else _processor(),
+        "dtype": settings.dtype,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class _Encoder:
+    """Encodes batches and keeps the time that it took, without the first batch when there are more."""
+
+    def __init__(self, model: Any, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.images = 0
+        self._seconds: list[tuple[int, float]] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        settings = self.settings
+        images = images.to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
+        start = self._clock()
+        with settings.autocast():
+            features = self.model.encode_image(images)
+        self._seconds.append((len(images), self._clock() - start))
+        self.images += len(images)
+        return F.normalize(features.float(), dim=-1)
+
+    def _clock(self) -> float:
+        if self.settings.device.type == "cuda":
+            torch.cuda.synchronize(self.settings.device)
+        return time.perf_counter()
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the encoder alone: no decoding, no copying. The first batch also pays for warming up."""
+        timed = self._seconds[1:] or self._seconds
+        return sum(n for n, _ in timed) / sum(seconds for _, seconds in timed)
+
+
+def _batches(
+    dataset: EvalDataset, indices: list[int], settings: Settings, encoder: _Encoder
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and targets, batch by batch, with a progress bar on a terminal."""
+    quiet = not settings.verbose or not sys.stderr.isatty()
+    with tqdm(total=len(indices), unit="image", disable=quiet, desc=dataset.name, smoothing=0.05) as bar:
+        for batch in loader(dataset, indices, batch_size=settings.batch_size, num_workers=settings.num_workers):
+            _check_bad(batch, dataset, settings)
+            if batch.images is not None:
+                yield encoder(batch.images), batch.targets
+                bar.update(len(batch.images))
+    if encoder.images == 0:
+        raise UserError(f"--dataset {dataset.name}: no image of it can be read")
+
+
+def _check_bad(batch: Batch, dataset: EvalDataset, settings: Settings) -> None:
+    if batch.bad and not settings.skip_bad_images:
+        key, reason = batch.bad[0]
+        raise UserError(f"--dataset {dataset.name}: cannot read image {key} ({reason}); --skip_bad_images goes on")
+
+
+def _classifier(loaded: LoadedModel, dataset: EvalDataset, settings: Settings) -> Tensor:
+    assert dataset.classes is not None
+    if settings.load_clfs:
+        return zeroshot_classification.load_classifiers(settings.load_clfs, len(dataset.classes))
+    if dataset.templates is None:
+        raise UserError(
+            f"--dataset {dataset.name}: has no prompts (zeroshot_classification_templates.txt); "
+            "give --custom_template_file"
+        )
+    with settings.autocast():
+        return zeroshot_classification.build_classifier(
+            loaded.model, loaded.tokenizer, dataset.classes, dataset.templates, settings.device
+        )
+
+
+def _pruning_record(pruning: Pruning | None) -> dict[str, Any] | None:
+    if pruning is None:
+        return None
+    return {
+        **pruning.strategy.as_dict(),
+        "effective": pruning.effective,
+        "tokens_before": pruning.tokens_before,
+        "tokens_after": pruning.tokens_after,
+    }
+
+
+def _attention(
+    model: Any, dataset: EvalDataset, indices: list[int], settings: Settings, pruning: Pruning | None
+) -> Attention:
+    """The attention of the first `attention_images` images that can be read, in half precision."""
+    wanted, images = settings.attention_images, []
+    for batch in loader(dataset, indices, batch_size=wanted, num_workers=0):
+        if batch.images is not None:
+            images.append(batch.images)
+        if sum(map(len, images)) >= wanted:
+            break
+    first = torch.cat(images)[:wanted].to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
+    with settings.autocast():
+        weights = get_vision_attention(model, first, dtype=torch.float16)
+    n = weights[0].shape[-1]
+    kept = torch.arange(n).repeat(len(first), 1) if pruning is None or pruning.kept is None else pruning.kept
+    return Attention([w.cpu() for w in weights], kept.cpu().clone(), n)
+
+
+def save_attention(attention: Attention, path: str, model: str, pretrained: str, dataset: str) -> None:
+    """Write the dict of `Attention.as_dict`, whole or not at all; `torch.load(path, weights_only=True)` reads it."""
+    unfinished = f"{path}.{os.getpid()}.tmp"
+    try:
+        torch.save(attention.as_dict(model, pretrained, dataset), unfinished)
+        os.replace(unfinished, path)
+    finally:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)

@@ -1,0 +1,146 @@
+"""Zero-shot classification: a classifier from texts, and the metrics of clip-benchmark.
+
+Metrics are held against clip-benchmark 1.6.2's own functions in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anchorprune.errors import UserError
+
+Templates = Sequence[str] | dict[str, list[str]]
+
+
+@torch.no_grad()
+def build_classifier(
+    model: Any,
+    tokenizer: Any,
+    classes: Sequence[str],
+    templates: Templates,
+    device: torch.device,
+    batch_size: int = 256,
+) -> Tensor:
+    """One text vector a class: the normalised mean of its prompts' normalised embeddings.
+
+    Args:
+        model: has `encode_text`.
+        tokenizer: list of texts -> LongTensor `[texts, length]`.
+        classes: class names.
+        templates: prompts with `{c}` where the class name goes, or a dict from class name to its own prompts.
+        batch_size: prompts encoded at once.
+
+    Returns:
+        `[D, classes]`, float32, columns of length 1.
+
+    Raises:
+        UserError: a class without prompts.
+    """
+    prompts: list[str] = []
+    counts: list[int] = []
+    for name in classes:
+        own = templates.get(name, []) if isinstance(templates, dict) else [t.format(c=name) for t in templates]
+        if not own:
+            raise UserError(f"no prompts for class {name!r}: add it to the templates file")
+        prompts += own
+        counts.append(len(own))
+    embedded = []
+    for start in range(0, len(prompts), batch_size):
+        texts = tokenizer(prompts[start : start + batch_size]).to(device)
+        embedded.append(F.normalize(model.encode_text(texts).float(), dim=-1))
+    means = [of_class.mean(dim=0) for of_class in torch.cat(embedded).split(counts)]
+    return F.normalize(torch.stack(means, dim=1), dim=0)
+
+
+def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
+    """The mean of the classifiers `[D, num_classes]` saved in `paths` (`--load_clfs`), in float32.
+
+    Raises:
+        UserError: a file that is missing, damaged, or of another shape.
+    """
+    loaded: list[Tensor] = []
+    for path in paths:
+        try:
+            classifier = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"--load_clfs {path}: no such file") from error
+        except Exception as error:  # torch.load raises half a dozen kinds for a file that it cannot read
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise UserError(f"--load_clfs {path}: is no saved tensor ({reason})") from error
+        if not isinstance(classifier, Tensor) or classifier.dim() != 2:
+            raise UserError(f"--load_clfs {path}: must hold one tensor [features, classes], as --save_clf writes it")
+        if classifier.shape[1] != num_classes:
+            raise UserError(
+                f"--load_clfs {path}: holds {classifier.shape[1]} classes ({list(classifier.shape)}), "
+                f"the data set has {num_classes}"
+            )
+        if loaded and classifier.shape != loaded[0].shape:
+            raise UserError(f"--load_clfs {path}: is {list(classifier.shape)}, {paths[0]} is {list(loaded[0].shape)}")
+        loaded.append(classifier.float())
+    return torch.stack(loaded).mean(dim=0)
+
+
+def run(features: Iterable[tuple[Tensor, Tensor]], classifier: Tensor, multilabel: bool) -> dict[str, float]:
+    """The metrics of a stream of batches.
+
+    Args:
+        features: batches of normalised image features `[B, D]` with targets: class indices `[B]`, or `[B, classes]`
+            of 0 and 1 for a multi-label data set.
+        classifier: `[D, classes]`.
+
+    Returns:
+        Single-label: acc1, acc5 (NaN below 5 classes), mean_per_class_recall (over the classes that occur).
+        Multi-label: mean_average_precision. All between 0 and 1.
+
+    Raises:
+        UserError: a classifier for features of another width.
+    """
+    logits = ((_logits(batch, classifier), target) for batch, target in features)
+    return _average_precision(logits) if multilabel else _accuracy(logits, classifier.shape[1])
+
+
+def _logits(features: Tensor, classifier: Tensor) -> Tensor:
+    if features.shape[1] != classifier.shape[0]:
+        raise UserError(
+            f"the classifier is for features of width {classifier.shape[0]}, the model's have {features.shape[1]}: "
+            "give --load_clfs files that were made with this model"
+        )
+    # In float32 also under autocast: in bfloat16 the logits of close classes tie.
+    return 100.0 * features.float() @ classifier
+
+
+def _accuracy(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> dict[str, float]:
+    total = hits1 = hits5 = 0
+    seen = torch.zeros(num_classes, dtype=torch.long)
+    recalled = torch.zeros(num_classes, dtype=torch.long)
+    for logits, target in batches:
+        logits, target = logits.cpu(), target.cpu()
+        best = logits.topk(min(5, num_classes), dim=1).indices
+        hit = best == target[:, None]
+        total += len(target)
+        hits1 += int(hit[:, 0].sum())
+        hits5 += int(hit.sum())
+        seen += target.bincount(minlength=num_classes)
+        recalled += target[logits.argmax(dim=1) == target].bincount(minlength=num_classes)
+    occurs = seen > 0
+    return {
+        "acc1": hits1 / total,
+        "acc5": hits5 / total if num_classes >= 5 else float("nan"),
+        "mean_per_class_recall": float((recalled[occurs] / seen[occurs]).double().mean()),
+    }
+
+
+def _average_precision(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    pairs = [(logits.cpu(), target.cpu()) for logits, target in batches]  # ranks need all scores at once
+    scores = torch.cat([logits for logits, _ in pairs])
+    truth = torch.cat([target for _, target in pairs]).bool()
+    ranked = truth.gather(0, scores.sort(dim=0, descending=True, stable=True).indices)
+    rank = torch.arange(1, len(ranked) + 1).unsqueeze(1)
+    precision = ranked.cumsum(dim=0) / rank
+    per_class = (precision * ranked).sum(dim=0) / ranked.sum(dim=0).clamp_min(1)
+    return {"mean_average_precision": float(per_class.mean())}

@@ -1,0 +1,38 @@
+"""The image towers. Each file of this folder knows one model library: what it can prune, and why not the rest."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import torch
+from torch import nn
+
+from anchorprune.errors import UserError
+from anchorprune.towers.base import Tower
+
+__all__ = ["Tower", "find_tower"]
+
+
+def find_tower(model: nn.Module) -> Tower:
+    """The image tower of `model`: a CLIP-like model, its image tower alone, or either one compiled.
+
+    Raises:
+        UserError: the model cannot be pruned; the sentence says why.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise UserError(
+            "cannot prune nn.DataParallel: its replicas would share one record of the kept tokens; "
+            "prune the model inside each process of DistributedDataParallel instead"
+        )
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("cannot prune a TorchScript model: its blocks take no hooks; load it with jit=False")
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"):
+        tower = importlib.import_module(f"{__name__}.{name}").match(model)
+        if tower is not None:
+            return tower
+    raise UserError(
+        f"cannot prune {type(model).__name__}: it is no image tower that anchorprune knows "
+        "(an open_clip model with a VisionTransformer, or its .visual)"
+    )

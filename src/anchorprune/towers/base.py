@@ -1,0 +1,68 @@
+"""What pruning needs to know of an image tower, whoever's model it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class LoadedModel:
+    """A CLIP-like model, ready to evaluate.
+
+    Attributes:
+        model: has `encode_image` and `encode_text`; in evaluation mode, on its device.
+        transform: PIL image -> `[3, height, width]`.
+        tokenizer: list of texts -> LongTensor `[texts, length]`.
+        options: how it was built, where that differs from its config; goes into the result.
+    """
+
+    model: Any
+    transform: Callable[[Any], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Tower(ABC):
+    """One image tower.
+
+    Attributes:
+        module: the tower; called on images `[B, 3, height, width]` it gives the features.
+        blocks: its transformer blocks, in order; `blocks[0]` is block 1.
+        batch_first: whether the blocks take `[B, N, D]`; otherwise they take `[N, B, D]`.
+        num_prefix_tokens: P, tokens in front of the patches that are never dropped.
+        grid: rows and columns of patches.
+        image_size: height and width in pixels.
+    """
+
+    module: nn.Module
+    blocks: Sequence[nn.Module]
+    batch_first: bool
+    num_prefix_tokens: int
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """N at the tower's own image size."""
+        return self.num_prefix_tokens + self.num_patches
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """A block's input, or output, as `[B, N, D]`. Its own inverse."""
+        return x if self.batch_first else x.transpose(0, 1)
+
+    @abstractmethod
+    def query_key(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The block's own queries and keys, each `[B, H, N, d]`, of its input x `[B, N, D]`.
+
+        Scaled so that the block's attention is softmax(q kᵀ / √d); biases, q/k-norm and rotary embedding included.
+        """

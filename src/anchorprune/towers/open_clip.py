@@ -1,0 +1,159 @@
+"""open_clip: `VisionTransformer` towers, in each of the layouts that open_clip has used since 2.24."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anchorprune.errors import UserError, did_you_mean
+from anchorprune.towers.base import LoadedModel, Tower
+
+# Towers of open_clip that have no flat sequence of tokens through all blocks.
+_NOT_PRUNABLE = {
+    "ModifiedResNet": "it is a ResNet, and convolutions need the whole grid of pixels",
+    "TimmModel": "its tower {trunk} comes from timm, and timm towers are not supported yet",
+}
+_CONVOLUTIONAL = ("ConvNeXt", "ResNet", "FastVit", "ByobNet", "MobileNet", "EfficientNet", "RegNet")
+_WINDOWED = ("Swin", "Hiera")
+
+
+def match(model: nn.Module) -> OpenClipTower | None:
+    """The tower of an open_clip model or of its `.visual`; None for a model of another library.
+
+    Raises:
+        UserError: an open_clip model whose tower cannot be pruned.
+    """
+    visual: Any = getattr(model, "visual", model)
+    kind = type(visual).__name__
+    if kind in _NOT_PRUNABLE:
+        trunk = type(getattr(visual, "trunk", visual)).__name__
+        reason = _NOT_PRUNABLE[kind]
+        if trunk.startswith(_CONVOLUTIONAL):
+            reason = "{trunk} is convolutional and needs the whole grid of pixels"
+        elif trunk.startswith(_WINDOWED):
+            reason = "{trunk} attends within windows of the grid, which pruning would tear apart"
+        raise UserError(f"cannot prune {kind}: {reason.format(trunk=trunk)}")
+    blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
+    if blocks is None or not hasattr(visual, "class_embedding"):
+        return None
+    attention = blocks[0].attn
+    if not isinstance(getattr(attention, "in_proj_weight", None), Tensor):
+        raise UserError(f"cannot prune {kind}: {type(attention).__name__} has no joint query-key-value projection")
+    # Blocks were tokens-first up to 2.24 and are batch-first or either since; the transformer says so where it
+    # does the transposing, and otherwise the attention knows.
+    batch_first = getattr(visual.transformer, "batch_first", getattr(attention, "batch_first", True))
+    return OpenClipTower(
+        module=visual,
+        blocks=list(blocks),
+        batch_first=batch_first,
+        num_prefix_tokens=1,
+        grid=tuple(visual.grid_size),
+        image_size=tuple(visual.image_size),
+    )
+
+
+@dataclass
+class OpenClipTower(Tower):
+    """A `VisionTransformer`: one CLS token, then the patches, row by row."""
+
+    def query_key(self, block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        attention = block.attn
+        width = x.shape[-1]
+        bias = None if attention.in_proj_bias is None else attention.in_proj_bias[: 2 * width]
+        qk = F.linear(block.ln_1(x), attention.in_proj_weight[: 2 * width], bias)
+        q, k = qk.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, d]
+        if getattr(attention, "logit_scale", None) is not None:  # cosine attention: no division by √d
+            scale = attention.logit_scale.clamp(max=attention.logit_scale_max).exp() * q.shape[-1] ** 0.5
+            return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
+        if hasattr(attention, "ln_q"):
+            return attention.ln_q(q), attention.ln_k(k)
+        return q, k
+
+
+def check(model: str, pretrained: str) -> None:
+    """Raise UserError unless open_clip knows the model and the weights are a tag of its or a file."""
+    import open_clip
+
+    if model.startswith(("hf-hub:", "local-dir:")):
+        return
+    if model not in open_clip.list_models():
+        raise UserError(
+            f"--model {model}: open_clip has no such model.{did_you_mean(model, open_clip.list_models())} "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if os.path.isdir(pretrained):
+        raise UserError(f"--pretrained {pretrained}: is a folder; give the checkpoint file in it")
+    if pretrained and pretrained not in tags and not os.path.isfile(pretrained):
+        known = f"its tags are {', '.join(tags)}" if tags else "it has no tags, give a checkpoint file"
+        raise UserError(
+            f"--pretrained {pretrained}: neither a file nor a tag of {model}.{did_you_mean(pretrained, tags)} ({known})"
+        )
+
+
+def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
+    """An open_clip model with its image transform and tokenizer.
+
+    Where the weights' tag declares QuickGELU and the model's config does not, the model is built with QuickGELU,
+    which is what the weights were trained with; open_clip itself only warns.
+
+    Args:
+        model: a name of `open_clip.list_models()`, `hf-hub:…` or `local-dir:…`.
+        pretrained: a tag of that model, or a checkpoint file.
+        precision: open_clip's name for the weights' precision: fp32, bf16, fp16.
+
+    Raises:
+        UserError: unknown model or tag, a checkpoint that is damaged or of another architecture, no network.
+    """
+    import open_clip
+
+    check(model, pretrained)
+    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+    config = open_clip.get_model_config(model) or {}
+    force_quick_gelu = bool(tag.get("quick_gelu")) and not config.get("quick_gelu", False)
+    if force_quick_gelu:
+        warnings.warn(
+            f"the weights {pretrained!r} were trained with QuickGELU and the config {model!r} has GELU: building it "
+            "with QuickGELU",
+            stacklevel=2,
+        )
+    try:
+        built, _, transform = open_clip.create_model_and_transforms(
+            model,
+            pretrained=pretrained or None,
+            cache_dir=cache_dir,
+            device=device,
+            precision=precision,
+            force_quick_gelu=force_quick_gelu,
+        )
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        raise _loading_error(model, pretrained, error) from error
+    return LoadedModel(
+        model=built.eval(),
+        transform=transform,
+        tokenizer=open_clip.get_tokenizer(model),
+        options={"force_quick_gelu": True} if force_quick_gelu else {},
+    )
+
+
+def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
+    """What went wrong, in one sentence; `error` is whatever open_clip, torch or a hub client raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if os.path.isfile(pretrained):
+        if "loading state_dict" in lines[0]:
+            return UserError(
+                f"--pretrained {pretrained}: holds weights of another architecture than {model} ({lines[1][:120]}); "
+                "give the --model that it was saved from"
+            )
+        return UserError(f"--pretrained {pretrained}: is damaged or no checkpoint ({' '.join(lines)[:160]})")
+    return UserError(
+        f"--model {model} --pretrained {pretrained}: cannot get the weights ({' '.join(lines)[:200]}); "
+        "check the network, or give a local checkpoint file with --pretrained"
+    )

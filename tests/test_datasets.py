@@ -1,0 +1,330 @@
+"""Names, roots, which samples are chosen, how they come in batches, and `folder:PATH`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+
+from anchorprune.datasets import dataset_root, default_task, expand_names, open_dataset
+from anchorprune.datasets.sampling import BadImage, choose, loader
+from anchorprune.errors import UserError
+
+TRANSFORM = Compose([Resize(8), CenterCrop(8), ToTensor()])
+
+
+def picture(path: Path, shade: int, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (10, 12), shade).convert(mode).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes of four pictures, every picture of another shade."""
+    for label, folder in enumerate(["sea_lion", "cat", "dog"]):
+        for i in range(4):
+            picture(tmp_path / "photos" / folder / f"{i}.png", 20 * (4 * label + i))
+    return tmp_path / "photos"
+
+
+def opened(path: Path | str, **options):
+    return open_dataset(f"folder:{path}", transform=TRANSFORM, **options)
+
+
+# --- names and roots
+
+
+def test_names_are_looked_up_without_torch() -> None:
+    code = (
+        "import sys, anchorprune.datasets as d; d.expand_names(['vtab']); d.default_task('x'); "
+        "assert not {'torch', 'clip_benchmark', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_expand_collections_and_list_files_in_order(tmp_path: Path) -> None:
+    listing = tmp_path / "sets.txt"
+    listing.write_text("cifar10\n\n  wds/food \nretrieval\n")
+    names = expand_names(["mnist", str(listing), "imagenet_robustness", "mnist"])
+    assert names[:3] == ["mnist", "cifar10", "wds/food"]
+    assert names[3:6] == ["mscoco_captions", "flickr8k", "flickr30k"]
+    assert names[6:] == ["imagenetv2", "imagenet_sketch", "imagenet-a", "imagenet-r", "objectnet", "mnist"]
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b" \n\n", "is empty"), (b"\xff\xfe", "cannot be read")])
+def test_a_list_file_that_lists_nothing_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "sets.txt").write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        expand_names([str(tmp_path / "sets.txt")])
+
+
+def test_a_webdataset_has_the_default_task_of_what_it_holds() -> None:
+    assert default_task("wds/flickr8k") == "zeroshot_retrieval"
+    assert default_task("sugar_crepe/add_att") == "image_caption_selection"
+    assert default_task("folder:photos") == "zeroshot_classification"
+
+
+def test_a_root_template_takes_the_name_without_its_prefix() -> None:
+    assert dataset_root("data/{dataset}", "wds/vtab/dtd") == "data/vtab/dtd"
+    assert dataset_root("data/wds_{dataset_cleaned}", "wds/vtab/dtd") == "data/wds_vtab-dtd"
+    assert dataset_root("root", "cifar10") == "root"
+
+
+@pytest.mark.parametrize("template", ["{data}", "{}", "{dataset", "{dataset.x}"])
+def test_a_root_template_with_another_placeholder_is_refused(template: str) -> None:
+    with pytest.raises(UserError, match="dataset_cleaned"):
+        dataset_root(template, "cifar10")
+
+
+# --- which samples
+
+KEYS = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), unique=True, max_size=30)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(KEYS, st.integers(1, 30), st.integers(0, 5), st.randoms(use_true_random=False))
+def test_the_order_of_a_data_set_does_not_change_which_samples_are_chosen(keys, limit, seed, random) -> None:
+    chosen = choose(keys, limit, seed)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(limit, len(keys))
+    shuffled = random.sample(keys, len(keys))
+    assert {shuffled[i] for i in choose(shuffled, limit, seed)} == {keys[i] for i in chosen}
+
+
+@settings(deadline=None)
+@given(KEYS, st.integers(1, 30))
+def test_a_larger_limit_keeps_the_samples_of_a_smaller_one(keys, limit) -> None:
+    assert set(choose(keys, limit, 0)) <= set(choose(keys, limit + 1, 0))
+
+
+def test_another_seed_chooses_other_samples_and_no_limit_all() -> None:
+    keys = [str(i) for i in range(100)]
+    assert choose(keys, 10, 0) != choose(keys, 10, 1)
+    assert choose(keys, None, 0) == choose(keys, 1000, 0) == list(range(100))
+
+
+def test_the_choice_stays_the_same_over_versions_ties_go_to_the_lower_index() -> None:
+    assert choose([f"0.tar/{i:06}" for i in range(20)], 4, 0) == [1, 6, 10, 15]
+    assert choose(["same"] * 5, 2, 0) == [0, 1]
+    assert len(choose(["caf\udce9.png", "b"], 1, 0)) == 1  # a file name that is not UTF-8
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(limit: int) -> None:
+    with pytest.raises(UserError, match=f"--limit {limit}"):
+        choose(["a"], limit, 0)
+
+
+def test_a_few_samples_of_a_class_sorted_folder_come_from_several_classes(photos: Path) -> None:
+    dataset = opened(photos)
+    assert dataset.targets == sorted(dataset.targets)
+    assert len({dataset.targets[i] for i in choose(dataset.keys, 4, 0)}) > 1
+
+
+# --- batches
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_come_in_order(photos: Path) -> None:
+    (photos / "cat" / "2.png").write_bytes(b"not a picture")
+    dataset = opened(photos)
+    state = torch.get_rng_state()
+    runs = [list(loader(dataset, [0, 2, 3, 5, 7, 8, 11], batch_size=3, num_workers=n)) for n in (0, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    for here, there in zip(*runs, strict=True):
+        assert torch.equal(here.images, there.images)
+        assert torch.equal(here.targets, there.targets)
+        assert here.bad == there.bad
+    assert torch.cat([batch.targets for batch in runs[0]]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert [batch.images.shape for batch in runs[0]] == [(2, 3, 8, 8), (3, 3, 8, 8), (1, 3, 8, 8)]
+
+
+def test_a_bad_image_is_reported_and_the_rest_of_its_batch_goes_on(photos: Path) -> None:
+    whole = (photos / "cat" / "0.png").read_bytes()
+    (photos / "cat" / "0.png").write_bytes(b"")
+    (photos / "cat" / "1.png").write_bytes(whole[: len(whole) // 2])
+    dataset = opened(photos)
+    (photos / "dog" / "0.png").unlink()
+    batches = list(loader(dataset, range(12), batch_size=2, num_workers=0))
+    assert len(batches) == 6
+    assert batches[0].images is None
+    assert batches[0].targets.shape == (0,)
+    assert [key for batch in batches for key, _ in batch.bad] == ["cat/0.png", "cat/1.png", "dog/0.png"]
+    for key, reason in [entry for batch in batches for entry in batch.bad]:
+        assert str(photos / key) in reason
+        assert "\n" not in reason
+        assert "0x" not in reason
+    assert sum(len(batch.targets) for batch in batches) == 9
+
+
+def test_an_image_too_large_to_be_safe_is_a_bad_image(photos: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(BadImage, match="decompression bomb"):
+        opened(photos).items[0]
+
+
+def test_a_fault_in_the_transform_is_not_taken_for_a_bad_image(photos: Path) -> None:
+    def broken(image: Image.Image) -> None:
+        raise OSError("a bug")
+
+    dataset = open_dataset(f"folder:{photos}", transform=broken)
+    with pytest.raises(OSError, match="a bug"):
+        list(loader(dataset, [0], batch_size=1, num_workers=0))
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0, "num_workers": 0}, {"batch_size": 1, "num_workers": -1}])
+def test_impossible_batches_are_refused(photos: Path, sizes: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"--batch_size 0|--num_workers -1"):
+        loader(opened(photos), [0], **sizes)
+
+
+# --- folder:PATH
+
+
+def test_a_folder_has_a_class_a_subfolder_named_after_it(photos: Path) -> None:
+    dataset = opened(photos)
+    assert dataset.classes == ["cat", "dog", "sea lion"]
+    assert dataset.templates == ["a photo of a {c}."]
+    assert dataset.keys[:2] == ["cat/0.png", "cat/1.png"]
+    assert len(dataset) == 12
+    image, target = dataset.items[9]  # sea_lion/1.png, of shade 20
+    assert target == 2
+    assert torch.allclose(image, torch.full((3, 8, 8), 20 / 255))
+
+
+def test_images_may_be_nested_in_any_case_and_mode_and_other_files_are_ignored(photos: Path) -> None:
+    for name, mode in [
+        ("A.JPG", "L"),
+        ("deep/er/b.Webp", "RGBA"),
+        ("c.png", "P"),
+        ("d.bmp", "RGB"),
+        ("e.jpeg", "CMYK"),
+    ]:
+        picture(photos / "ant" / name, 128, mode)
+    (photos / "ant" / "._A.JPG").write_bytes(b"")
+    (photos / "ant" / "notes.txt").write_text("")
+    (photos / ".cache").mkdir()
+    dataset = opened(photos)
+    assert [key for key in dataset.keys if key.startswith("ant")] == [
+        "ant/A.JPG",
+        "ant/c.png",
+        "ant/d.bmp",
+        "ant/deep/er/b.Webp",
+        "ant/e.jpeg",
+    ]
+    assert all(dataset.items[i][0].shape == (3, 8, 8) for i in range(5))
+
+
+def test_a_subfolder_of_the_splits_name_is_used_where_there_is_one(photos: Path) -> None:
+    photos.rename(photos.parent / "test")
+    picture(photos.parent / "train" / "cat" / "0.png", 0)
+    assert len(opened(photos.parent)) == 12
+    assert len(opened(photos.parent, split="train")) == 1
+    with pytest.raises(UserError, match=r"--split trian.*Did you mean 'train'"):
+        opened(photos.parent, split="trian")
+
+
+def test_a_folder_may_bring_class_names_and_templates(photos: Path) -> None:
+    (photos / "zeroshot_classification_templates.txt").write_text("a {c}.\n\nthe {c}.\n")
+    (photos / "classnames.txt").write_text("house cat\npuppy\nseal\n")
+    assert opened(photos).classes == ["house cat", "puppy", "seal"]
+    assert opened(photos).templates == ["a {c}.", "the {c}."]
+    (photos / "classnames.txt").write_text("sea_lion\tseal\ncat\thouse cat\ndog\tpuppy\n")
+    assert opened(photos).classes == ["house cat", "puppy", "seal"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("classnames.txt", "cat\ndog\n", "2 class names for 3 class folders"),
+        ("classnames.txt", "cta\ta cat\n", "no class folder 'cta'. Did you mean 'cat'"),
+        ("classnames.txt", "cat\tx\ncat\ty\n", "exactly one line"),
+        ("classnames.txt", "cat\tx\ndog\ty\n", "no line for the class folder 'sea_lion'"),
+        ("zeroshot_classification_templates.txt", "a photo of a {}.\n", "must hold {c}"),
+        ("zeroshot_classification_templates.txt", "a photo\n", "must hold {c}"),
+        ("zeroshot_classification_templates.txt", "\n", "is empty"),
+    ],
+)
+def test_bad_text_files_of_a_folder_are_refused(photos: Path, file: str, content: str, reason: str) -> None:
+    (photos / file).write_text(content)
+    with pytest.raises(UserError) as caught:
+        opened(photos)
+    assert reason in str(caught.value)
+    assert str(photos / file) in str(caught.value)
+
+
+def test_folders_without_pictures_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        opened(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no such folder"):
+        opened("")
+    with pytest.raises(UserError, match="has no subfolders"):
+        opened(photos / "cat")
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no image"):
+        opened(photos)
+
+
+# --- custom class names and templates
+
+
+def custom(tmp_path: Path, content: object) -> str:
+    (tmp_path / "custom.json").write_text(json.dumps(content))
+    return str(tmp_path / "custom.json")
+
+
+def test_custom_files_override_a_folders_own_by_full_name_then_by_short_name(photos: Path, tmp_path: Path) -> None:
+    names = custom(tmp_path, {"photos": ["a", "b", "c"]})
+    assert opened(photos, custom_classname_file=names).classes == ["a", "b", "c"]
+    names = custom(tmp_path, {"photos": ["a", "b", "c"], f"folder:{photos}": ["x", "y", "z"]})
+    assert opened(photos, custom_classname_file=names).classes == ["x", "y", "z"]
+
+
+def test_custom_templates_fall_back_to_imagenet_and_may_be_prompts_by_class(photos: Path, tmp_path: Path) -> None:
+    file = custom(tmp_path, {"imagenet1k": ["my {c}"]})
+    assert opened(photos, custom_template_file=file).templates == ["my {c}"]
+    by_class = {"cat": ["a cat"], "dog": ["a dog"], "sea lion": ["a seal", "a sea lion"]}
+    file = custom(tmp_path, {"photos": by_class})
+    assert opened(photos, custom_template_file=file).templates == by_class
+    del by_class["sea lion"]
+    file = custom(tmp_path, {"photos": {**by_class, "sea lions": ["x"]}})
+    with pytest.raises(UserError, match=r"class 'sea lion'.*Did you mean 'sea lions'"):
+        opened(photos, custom_template_file=file)
+
+
+def test_a_custom_file_that_is_not_there_is_looked_up_in_clip_benchmark(photos: Path) -> None:
+    with pytest.raises(UserError, match=r"no prompts for the class '(cat|dog)'"):
+        opened(photos, custom_template_file="cupl_prompts.json")
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "reason"),
+    [
+        ("custom_classname_file", {"photo": ["a"]}, "no class names for .* Did you mean 'photo'"),
+        ("custom_classname_file", {"photos": "abc"}, "list of class names"),
+        ("custom_classname_file", {"photos": []}, "list of class names"),
+        ("custom_classname_file", {"photos": ["a", ""]}, "list of class names"),
+        ("custom_classname_file", ["a", "b"], "one JSON object"),
+        ("custom_classname_file", {"photos": ["a", "b"]}, "sea_lion/0.png has label 2, but there are 2 class names"),
+        ("custom_template_file", {"other": ["a {c}"]}, "no templates for"),
+        ("custom_template_file", {"photos": ["a {}"]}, "must hold {c}"),
+        ("custom_template_file", {"photos": {"cat": "a cat"}}, "list of templates"),
+        ("custom_template_file", 3, "one JSON object"),
+    ],
+)
+def test_bad_custom_files_are_refused(photos: Path, tmp_path: Path, flag: str, content: object, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        opened(photos, **{flag: custom(tmp_path, content)})
+
+
+def test_a_custom_file_that_is_missing_or_no_json_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--custom_classname_file nope.json: no such file"):
+        opened(photos, custom_classname_file="nope.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        opened(photos, custom_template_file=str(tmp_path / "broken.json"))

@@ -1,0 +1,219 @@
+"""clip-benchmark's zoo behind one file: its names, its data, and its failures in one sentence."""
+
+import inspect
+import json
+import pickle
+import re
+import sys
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+from torchvision.transforms import ToTensor
+
+from anchorprune.datasets import default_task, names, open_dataset
+from anchorprune.datasets.sampling import BadImage, loader
+from anchorprune.errors import UserError
+
+builder = pytest.importorskip("clip_benchmark.datasets.builder")
+
+
+def opened(name: str, root: Path | str = "nowhere", **options):
+    return open_dataset(name, root=str(root), transform=ToTensor(), **options)
+
+
+def building(monkeypatch: pytest.MonkeyPatch, result: object) -> None:
+    """Makes upstream's build_dataset raise or return `result`."""
+
+    def build_dataset(**_: object) -> object:
+        print("Downloading…")
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(builder, "build_dataset", build_dataset)
+
+
+class Pairs:
+    """A data set of upstream's kind; an item that is an exception is raised."""
+
+    classes, templates = ("cat", "dog"), ["a {c}"]
+
+    def __init__(self, *items: object) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        if isinstance(self.items[index], BaseException):
+            raise self.items[index]
+        return self.items[index]
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three images of CIFAR-10 in torchvision's own format."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels, "labels": [3, 0, 9]}))
+    labels = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": labels}))
+    # the real files' checksums
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    return tmp_path
+
+
+# --- names
+
+
+def test_the_names_are_those_of_the_installed_clip_benchmark() -> None:
+    source = inspect.getsource(builder.build_dataset)
+    assert set(re.findall(r"dataset_name == ['\"]([^'\"]+)", source)) == names.ZOO
+    assert builder.dataset_collection.keys() == names.COLLECTIONS.keys()
+    for name, members in builder.dataset_collection.items():
+        assert sorted(members) == sorted(names.COLLECTIONS[name])
+
+
+def test_collections_have_upstreams_order() -> None:
+    assert builder.dataset_collection == names.COLLECTIONS
+
+
+def test_default_tasks_are_upstreams() -> None:
+    for name in names.known_names():
+        assert default_task(name) == builder.get_dataset_default_task(name)
+
+
+# --- data
+
+
+def test_a_zoo_data_set_has_upstreams_images_labels_names_and_templates(cifar: Path) -> None:
+    dataset = opened("cifar10", cifar)
+    upstream = builder.build_dataset("cifar10", root=str(cifar), transform=ToTensor(), split="test")
+    assert dataset.keys == ["0", "1", "2"]
+    assert dataset.targets == [3, 0, 9]
+    assert dataset.classes == upstream.classes
+    assert dataset.templates == upstream.templates
+    [batch] = loader(dataset, [2, 0], batch_size=2, num_workers=0)
+    assert batch.targets.tolist() == [9, 3]
+    assert torch.equal(batch.images, torch.stack([upstream[2][0], upstream[0][0]]))
+
+
+def test_custom_names_and_templates_reach_a_zoo_data_set(cifar: Path, tmp_path: Path) -> None:
+    file = tmp_path / "custom.json"
+    file.write_text(json.dumps({"cifar10": [f"thing {i} {{c}}" for i in range(10)]}))
+    dataset = opened("cifar10", cifar, custom_classname_file=str(file), custom_template_file=str(file))
+    assert dataset.classes[0] == dataset.templates[0] == "thing 0 {c}"
+    file.write_text('{"cifar10": ["cat", "dog"]}')
+    with pytest.raises(UserError, match="sample 0 has label 3, but there are 2 class names"):
+        opened("cifar10", cifar, custom_classname_file=str(file))
+    file.write_text('{"cifar100": ["cat", "dog"]}')
+    with pytest.raises(UserError, match=r"no class names for 'cifar10'.* Did you mean 'cifar100'"):
+        opened("cifar10", cifar, custom_classname_file=str(file))
+
+
+def test_upstreams_own_prompts_file_is_found_by_its_name(cifar: Path) -> None:
+    with pytest.raises(UserError, match=r"no prompts for the class 'automobile'|no prompts for the class 'airplane'"):
+        opened("cifar10", cifar, custom_template_file="cupl_prompts.json")
+
+
+def test_upstreams_prints_go_to_standard_error(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    building(monkeypatch, Pairs((torch.zeros(3, 4, 4), 1)))
+    dataset = opened("dtd")
+    assert dataset.classes == ["cat", "dog"]
+    assert capsys.readouterr() == ("", "Downloading…\n")
+
+
+def test_an_image_that_upstream_cannot_read_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    building(monkeypatch, Pairs((torch.zeros(3, 4, 4), 1), OSError("image file is truncated"), RuntimeError("a bug")))
+    dataset = opened("dtd")
+    [batch] = loader(dataset, [0, 1], batch_size=2, num_workers=0)
+    assert batch.bad == [("1", "item 1: image file is truncated")]
+    assert issubclass(BadImage, Exception)
+    with pytest.raises(RuntimeError, match="a bug"):
+        dataset.items[2]
+
+
+def test_voc2007_multilabel_has_float_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    building(monkeypatch, Pairs((torch.zeros(3, 4, 4), torch.tensor([0, 1]))))
+    [batch] = loader(opened("voc2007_multilabel"), [0], batch_size=2, num_workers=0)
+    assert batch.targets.tolist() == [[0.0, 1.0]]
+    assert batch.targets.dtype == torch.float32
+
+
+def test_the_transform_is_not_changed_by_a_data_set_that_inserts_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(builder, "build_dataset", lambda **options: seen.append(options["transform"]) or Pairs())
+    transform = ToTensor()
+    open_dataset("imagenet-w", root="nowhere", transform=transform)
+    assert seen[0] is not transform
+
+
+# --- what can go wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cifar11", r"--dataset cifar11: neither .*Did you mean 'cifar10'"),
+        ("vtab/dtd", "streams without a length"),
+        ("tfds/mnist", "streams without a length"),
+        ("flickr8k", "captions instead of classes"),
+        ("winoground", "captions instead of classes"),
+    ],
+)
+def test_names_that_cannot_be_evaluated_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        opened(name)
+
+
+def test_an_unknown_split_or_language_is_refused(cifar: Path) -> None:
+    with pytest.raises(UserError, match=r"--split val: Only `train` and `test` split available for cifar10"):
+        opened("cifar10", cifar, split="val")
+    with pytest.raises(UserError, match=r"--language jpn: .*Did you mean 'jp'"):
+        opened("cifar10", cifar, language="jpn")
+    with pytest.raises(UserError, match="--language it: clip-benchmark has no class names for dummy"):
+        opened_with_missing_names(cifar)
+
+
+def opened_with_missing_names(cifar: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        building(patch, KeyError("dummy"))
+        opened("dummy", cifar, language="it")
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (urllib.error.URLError("no route\nto host"), "is not in nowhere and could not be downloaded or read"),
+        (FileNotFoundError("no such file"), "could not be downloaded or read .no such file"),
+        (RuntimeError("Dataset not found."), "could not be downloaded or read .Dataset not found."),
+        (pickle.UnpicklingError("x"), "could not be downloaded or read"),
+        (ModuleNotFoundError("No module named 'x'", name="imagenet_w"), "pip install imagenet_w"),
+        (SystemExit(1), "kaggle or gdown"),
+    ],
+)
+def test_data_that_is_not_to_be_had_is_one_sentence(monkeypatch, failure: BaseException, reason: str) -> None:
+    building(monkeypatch, failure)
+    with pytest.raises(UserError, match=reason) as caught:
+        opened("dtd")
+    assert "\n" not in str(caught.value)
+    assert "--dataset dtd" in str(caught.value)
+
+
+def test_a_bug_of_upstreams_is_not_called_a_mistake_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    building(monkeypatch, TypeError("a bug"))
+    with pytest.raises(TypeError, match="a bug"):
+        opened("dtd")
+
+
+def test_without_clip_benchmark_the_zoo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "clip_benchmark.datasets", None)
+    monkeypatch.delitem(sys.modules, "clip_benchmark.datasets.builder")
+    with pytest.raises(UserError, match=re.escape("pip install 'anchorprune[zoo]'")):
+        opened("cifar10")
