@@ -1,6 +1,7 @@
 """Names, roots, which samples are chosen, how they come in batches, and `folder:PATH`."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,11 @@ def test_batches_are_the_same_for_any_number_of_workers_and_come_in_order(photos
         assert here.bad == there.bad
     assert torch.cat([batch.targets for batch in runs[0]]).tolist() == [0, 0, 1, 1, 2, 2]
     assert [batch.images.shape for batch in runs[0]] == [(2, 3, 8, 8), (3, 3, 8, 8), (1, 3, 8, 8)]
+
+
+def test_a_data_set_can_be_sent_to_a_worker_that_is_not_forked(photos: Path) -> None:
+    dataset = opened(photos)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset)).items[3][0], dataset.items[3][0])
 
 
 def test_a_bad_image_is_reported_and_the_rest_of_its_batch_goes_on(photos: Path) -> None:

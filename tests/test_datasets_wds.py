@@ -2,7 +2,6 @@
 
 import http.server
 import io
-import os
 import random
 import re
 import tarfile
@@ -23,6 +22,9 @@ from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
 
 TRANSFORM = Compose([Resize(8), CenterCrop(8), lambda image: image.convert("RGB"), ToTensor()])
+
+# upstream's loader warns of its own use of webdataset, and Pillow of the palette image with alpha
+UPSTREAM = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def encoded(seed: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
@@ -73,7 +75,7 @@ def opened(root: Path | str, **options):
     return open_dataset("wds/pets", root=str(root), transform=TRANSFORM, **options)
 
 
-@pytest.mark.filterwarnings("ignore:Palette images")  # upstream's; ours drops alpha silently
+@UPSTREAM
 def test_it_reads_what_clip_benchmarks_own_loader_reads_in_the_same_order(root: Path) -> None:
     from clip_benchmark.datasets.builder import build_dataset
 
@@ -90,6 +92,7 @@ def test_it_reads_what_clip_benchmarks_own_loader_reads_in_the_same_order(root: 
     assert dataset.keys[:2] == ["0.tar/a/s0.v1.x/0", "0.tar/1"]
 
 
+@UPSTREAM
 def test_multilabel_targets_are_float_vectors_as_clip_benchmarks(root: Path) -> None:
     from clip_benchmark.datasets.builder import build_dataset
 
@@ -319,15 +322,14 @@ def test_a_failing_download_is_refused_by_url_and_leaves_nothing_half_written(si
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.startswith("0.tar")]
     with pytest.raises(UserError, match=re.escape(f"--split val: there is no {site}/val/nshards.txt")):
         opened(site, split="val")
-    with pytest.raises(UserError, match=r"http://127.0.0.1:1/test/nshards.txt: could not be downloaded"):
+    with pytest.raises(UserError, match=r"http://127.0.0.1:1/test/nshards.txt: could not be downloaded \(\[Errno"):
         opened("http://127.0.0.1:1")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_cache_folder_that_cannot_be_written_is_refused(site: str, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(UserError, match=r"--wds_cache_dir .* cannot be written"):
-        opened(site, wds_cache_dir=str(tmp_path / "locked"))
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match=r"--wds_cache_dir .*taken.* cannot be written"):
+        opened(site, wds_cache_dir=str(tmp_path / "taken"))
 
 
 def test_a_hugging_face_page_splits_into_where_its_text_and_its_tars_are() -> None:

@@ -40,4 +40,6 @@ def decode(data: bytes, source: str) -> Image:
 def one_line(err: BaseException) -> str:
     """The first line of an exception's message, at most 200 characters; its class where it has none."""
     text = str(err).strip()
+    if text.startswith("<urlopen error "):
+        text = text.removeprefix("<urlopen error ").removesuffix(">")
     return text.splitlines()[0][:200] if text else type(err).__name__

@@ -148,9 +148,11 @@ def _closest_cosine(x: Tensor, anchors: Tensor) -> Tensor:
     """max over the anchors `[B, k]` of the cosine to each row of `x [B, n, D]`, as `[B, n]`."""
     with outside_autocast(x):
         x = at_least_float32(x)
-        x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        norm = x.norm(dim=-1).clamp_min(1e-12)  # [B, n]
         anchor_x = x.gather(1, anchors.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        return (x @ anchor_x.transpose(1, 2)).amax(dim=2)
+        # Divided after the product, so that equal tokens have equal cosines and tie.
+        cosine = x @ anchor_x.transpose(1, 2) / (norm.unsqueeze(2) * norm.gather(1, anchors).unsqueeze(1))
+        return cosine.amax(dim=2)
 
 
 def _minmax(score: Tensor, anchors: Tensor) -> Tensor:
