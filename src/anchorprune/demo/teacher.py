@@ -70,26 +70,27 @@ def graft(student: Any, teacher: Any, small: Tensor, large: Tensor, targets: Ten
     stream (on the kept directions) that its output explains.
     """
     depth, width = len(student.transformer.resblocks), student.conv1.out_channels
+    teacher = copy.deepcopy(teacher).bfloat16()
     blocks = list(teacher.transformer.resblocks)
     ends = [round((i + 1) * len(blocks) / depth) for i in range(depth)]
 
     # One pass of the teacher: its stream before every block, halfway through it, and at the end.
-    x = teacher._embeds(large)
+    x = teacher._embeds(large.bfloat16())
     inputs, middles, attended = [], [], []
     for block in blocks:
-        inputs.append(x.bfloat16())
+        inputs.append(x)
         o = _attend(_heads(block, block.ln_1(x)))
-        attended.append(o.square().mean((0, 1)).unflatten(0, (block.attn.num_heads, -1)))
+        attended.append(o.float().square().mean((0, 1)).unflatten(0, (block.attn.num_heads, -1)))
         x = x + block.attn.out_proj(o)
-        middles.append(x.bfloat16())
+        middles.append(x)
         x = x + block.mlp(block.ln_2(x))
-    inputs.append(x.bfloat16())
+    inputs.append(x)
 
     # The stream's main directions, each token scaled as LayerNorm scales it, in a basis orthogonal to (1, …, 1),
     # so that the student's LayerNorm, which subtracts the mean over its channels, takes nothing away.
     covariance = torch.zeros(x.shape[-1], x.shape[-1])
-    for stream in inputs + middles:
-        unit = F.layer_norm(stream[:, ::8].float(), x.shape[-1:]).flatten(0, 1)
+    for stream_at in inputs + middles:
+        unit = F.layer_norm(stream_at[:, ::8].float(), x.shape[-1:]).flatten(0, 1)
         covariance += unit.T @ unit / len(unit)
     directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : width - 1]
     basis = torch.linalg.qr(torch.cat([torch.ones(width, 1), torch.eye(width)[:, 1:]], 1)).Q[:, 1:]
@@ -123,11 +124,11 @@ def graft(student: Any, teacher: Any, small: Tensor, large: Tensor, targets: Ten
         first, last = ends[i - 1] if i else 0, ends[i] - 1
         source, heads = blocks[first], block.attn.num_heads
         # Attention: the teacher's heads whose outputs move the stream most.
-        x = inputs[first].float()
+        x = inputs[first]
         qkv = _heads(source, source.ln_1(x))
-        moves = source.attn.out_proj.weight.square().sum(0).view_as(attended[first]) * attended[first]
+        moves = source.attn.out_proj.weight.float().square().sum(0).view_as(attended[first]) * attended[first]
         best = moves.sum(1).topk(heads).indices.sort().values
-        wanted = qkv[:, :, best].permute(1, 3, 0, 2, 4).flatten(2)
+        wanted = qkv[:, :, best].permute(1, 3, 0, 2, 4).flatten(2).float()
         weight, bias = _ridge(sample(block.ln_1(y)), sample(wanted))
         block.attn.in_proj_weight.copy_(weight)
         block.attn.in_proj_bias.copy_(bias)
@@ -139,10 +140,10 @@ def graft(student: Any, teacher: Any, small: Tensor, large: Tensor, targets: Ten
         # MLP: the neurons, of one or two teacher blocks, whose outputs move the stream most.
         before, strength = [], []
         for j in range(first, last + 1):
-            pre = blocks[j].mlp.c_fc(sample(blocks[j].ln_2(middles[j].float())))
+            pre = blocks[j].mlp.c_fc(blocks[j].ln_2(sample(middles[j]))).float()
             spread = F.gelu(pre).var(0)
             before.append(pre)
-            strength.append(spread * blocks[j].mlp.c_proj.weight.square().sum(0))
+            strength.append(spread * blocks[j].mlp.c_proj.weight.float().square().sum(0))
         neurons = torch.cat(strength).topk(block.mlp.c_fc.out_features).indices
         weight, bias = _ridge(sample(block.ln_2(y)), torch.cat(before, 1)[:, neurons])
         block.mlp.c_fc.weight.copy_(weight)

@@ -21,7 +21,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import PatchDropout
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anchorprune.demo import material, teacher
@@ -121,11 +121,15 @@ def train(args: argparse.Namespace) -> None:
         features = teacher.teacher_features(visual, photos, known_preprocess, args.out / "teacher.pt")
         targets = teacher.principal_targets(features, model.visual.output_dim)
         some = torch.randperm(len(photos), generator=generator)[: args.graft]
-        if len(some):
+        start = args.out / "start.safetensors"
+        if start.exists():
+            model.visual.load_state_dict(load_file(start))
+        elif len(some):
             small = torch.stack([preprocess(photos[i].image()) for i in some])
             large = torch.stack([known_preprocess(photos[i].image()) for i in some])
             explained = teacher.graft(model.visual, visual, small, large, targets[some])
             print("explained by each block:", " ".join(f"{share:.2f}" for share in explained), flush=True)
+            save_file(model.visual.state_dict(), start)
         del known, visual
 
     model.train()

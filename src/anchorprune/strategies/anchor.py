@@ -128,10 +128,8 @@ def _select(
     anchors = top_indices(attention[:, 0, num_prefix_tokens:], k_anchors)  # [B, k], counted among the patches
 
     batch, n = patches.shape[:2]
-    if importance == "to_anchors":
-        i = patches.gather(2, anchors.unsqueeze(1).expand(batch, n, -1)).mean(dim=2)
-    else:
-        i = patches.gather(1, anchors.unsqueeze(2).expand(batch, -1, n)).mean(dim=1)
+    paid = patches if importance == "to_anchors" else patches.transpose(1, 2)
+    i = paid.gather(2, anchors.unsqueeze(1).expand(batch, n, -1)).mean(dim=2)
     d = 1 - _closest_cosine(x[:, num_prefix_tokens:], anchors)
 
     if score_norm == "minmax":
@@ -148,10 +146,11 @@ def _closest_cosine(x: Tensor, anchors: Tensor) -> Tensor:
     """max over the anchors `[B, k]` of the cosine to each row of `x [B, n, D]`, as `[B, n]`."""
     with outside_autocast(x):
         x = at_least_float32(x)
-        norm = x.norm(dim=-1).clamp_min(1e-12)  # [B, n]
         anchor_x = x.gather(1, anchors.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        # Divided after the product, so that equal tokens have equal cosines and tie.
-        cosine = x @ anchor_x.transpose(1, 2) / (norm.unsqueeze(2) * norm.gather(1, anchors).unsqueeze(1))
+        square = (x * x).sum(dim=-1)  # [B, n]
+        # Normalised after the product and by one root, so that a copy of an anchor has cosine 1, and equal tokens tie.
+        norms = (square.unsqueeze(2) * square.gather(1, anchors).unsqueeze(1)).sqrt()
+        cosine = x @ anchor_x.transpose(1, 2) / norms.clamp_min(1e-12)
         return cosine.amax(dim=2)
 
 
