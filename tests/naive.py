@@ -29,10 +29,10 @@ def best(scores: dict[int, float], count: int) -> list[int]:
 
 
 def cosine(a: list[float], b: list[float]) -> float:
-    def norm(v: list[float]) -> float:
-        return math.sqrt(sum(x * x for x in v))
+    def dot(u: list[float], v: list[float]) -> float:
+        return sum(x * y for x, y in zip(u, v, strict=True))
 
-    return sum(x * y for x, y in zip(a, b, strict=True)) / (norm(a) * norm(b))
+    return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))  # one root: exactly 1 for a copy
 
 
 def minmax(values: dict[int, float]) -> dict[int, float]:
