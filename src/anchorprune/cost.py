@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -34,10 +36,21 @@ def image_tower_flops(model: nn.Module) -> int:
     return counter.get_total_flops()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start `peak_memory_mb` anew, where the system can: on CUDA and on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.path.exists("/proc/self/clear_refs"):
+        with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")  # the kernel's number for "forget the peak resident set"
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory so far in MiB: of the allocator on CUDA, of the whole process (resident set) on a CPU."""
+    """Peak memory in MiB: of the allocator on CUDA, of the whole process (resident set) on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

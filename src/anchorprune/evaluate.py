@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import anchorprune
 from anchorprune.attention import get_vision_attention
-from anchorprune.cost import image_tower_flops, peak_memory_mb
+from anchorprune.cost import image_tower_flops, peak_memory_mb, reset_peak_memory
 from anchorprune.datasets import EvalDataset
 from anchorprune.datasets.sampling import Batch, choose, loader
 from anchorprune.errors import UserError
@@ -119,6 +119,7 @@ def evaluate(
     if dataset.classes is None:
         raise UserError(f"--dataset {dataset.name}: has no class names (classnames.txt), which zero-shot needs")
     indices = choose(dataset.keys, settings.limit, settings.seed)
+    reset_peak_memory(settings.device)
     classifier = _classifier(loaded, dataset, settings)
     if settings.save_clf:
         torch.save(classifier, settings.save_clf)

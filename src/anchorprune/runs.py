@@ -212,8 +212,9 @@ def _fill(flag: str, template: str, names: dict[str, str]) -> str:
 
 
 def _strategy(args: argparse.Namespace, fields: dict[str, Any]) -> Strategy | None:
+    strategy = make_strategy(args.strategy or "anchor", **fields)  # a wrong value is an error also without effect
     if args.enable_pruning:
-        return make_strategy(args.strategy or "anchor", **fields)
+        return strategy
     idle = [f"--{name}" for name in (["strategy"] if args.strategy else []) + list(fields)]
     if idle:
         print(f"anchorprune: warning: without --enable_pruning, {', '.join(idle)} have no effect", file=sys.stderr)

@@ -95,7 +95,7 @@ class Augmenter:
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator) * (high - low) + low
 
-    def batch(self, index: Tensor, least_area: float = 0.35) -> Tensor:
+    def batch(self, index: Tensor, least_area: float = 0.4) -> Tensor:
         """Normalised `[batch, 3, size, size]` crops that cover at least `least_area` of their photographs."""
         n, extent = len(index), self.extent[index]
         area = extent.prod(1) * self._uniform(least_area, 1.0, n)

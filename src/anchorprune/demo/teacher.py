@@ -109,9 +109,7 @@ def graft(student: Any, teacher: Any, small: Tensor, large: Tensor, targets: Ten
     target = stream(inputs[0])
     size = student.conv1.kernel_size[0]
     patches = F.unfold(small, size, stride=size).transpose(1, 2)
-    weight, _ = _ridge(
-        (patches - patches.mean(0)).flatten(0, 1), (target[:, 1:] - target[:, 1:].mean(0)).flatten(0, 1)
-    )
+    weight, _ = _ridge((patches - patches.mean(0)).flatten(0, 1), (target[:, 1:] - target[:, 1:].mean(0)).flatten(0, 1))
     student.conv1.weight.copy_(weight.view_as(student.conv1.weight))
     student.class_embedding.zero_()
     student.positional_embedding[0] = target[:, 0].mean(0)

@@ -37,7 +37,7 @@ class Bf16Twin:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.twin = copy.deepcopy(model).bfloat16()
+        self.twin: Any = copy.deepcopy(model).bfloat16()
 
     def pull(self) -> None:
         """Copy the original's weights into the twin."""
@@ -63,6 +63,21 @@ def parameter_groups(model: nn.Module, lr: float, text_lr: float, decay: float) 
         {"params": plain, "lr": lr, "peak": lr, "weight_decay": 0.0},
         {"params": text, "lr": text_lr, "peak": text_lr, "weight_decay": 0.0},
     ]
+
+
+def fit_text(model: Any, tokens: Tensor, centres: Tensor, steps: int, lr: float) -> float:
+    """Teach the text tower where the teacher sees each class, before the image tower learns; returns the cosine."""
+    optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if not n.startswith("visual.")], lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    cosine = torch.tensor(0.0)
+    for step in range(steps):
+        text = model.encode_text(tokens[step % len(tokens)], normalize=True)
+        cosine = (text * centres).sum(1).mean()
+        optimizer.zero_grad()
+        (-cosine).backward()
+        optimizer.step()
+        schedule.step()
+    return float(cosine.detach())
 
 
 @torch.inference_mode()
@@ -112,7 +127,7 @@ def train(args: argparse.Namespace) -> None:
     augment = material.Augmenter(photos, model.visual.image_size[0], generator)
 
     tokens = torch.stack([tokenizer([p.format(c=name) for name in names]) for p in PROMPTS + MORE_PROMPTS])
-    targets = torch.zeros(len(photos), 0)
+    targets = centres = torch.zeros(len(photos), 0)
     if args.teacher:
         known, _, known_preprocess = open_clip.create_model_and_transforms(
             "ViT-B-16-quickgelu", pretrained=args.teacher
@@ -120,6 +135,9 @@ def train(args: argparse.Namespace) -> None:
         visual = known.visual.eval()
         features = teacher.teacher_features(visual, photos, known_preprocess, args.out / "teacher.pt")
         targets = teacher.principal_targets(features, model.visual.output_dim)
+        centres = torch.stack([targets[labels == c].mean(0) for c in range(len(names))])
+        centres = F.normalize(centres, dim=1)
+        print(f"text tower: cosine {fit_text(model, tokens, centres, 320, 3e-3):.3f} with the class centres")
         some = torch.randperm(len(photos), generator=generator)[: args.graft]
         start = args.out / "start.safetensors"
         if start.exists():
@@ -138,19 +156,19 @@ def train(args: argparse.Namespace) -> None:
     groups = parameter_groups(model, args.lr, args.text_lr, args.decay)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
     weights = labels.bincount().float()[labels].rsqrt()  # between "as they come" and "all classes alike"
-    log: list[dict[str, float]] = []
+    log: list[dict[str, float | None]] = []
     began, step, reported = time.monotonic(), 0, 0.0
 
     def report(progress: float) -> None:
         recognised = predict(average, check, classifier(average, tokens[: len(PROMPTS)])) == check_labels
         right = float(recognised.float().mean())
         per_class = [float(recognised[check_labels == c].float().mean()) for c in range(len(names))]
-        entry = {
+        entry: dict[str, float | None] = {
             "minutes": round((time.monotonic() - began) / 60, 1),
             "step": step,
             "epochs": round(step * args.batch / len(photos), 1),
-            "loss": round(float(loss), 3) if step else math.nan,
-            "imitation": round(float(imitation), 3) if step else math.nan,
+            "loss": round(float(loss.detach()), 3) if step else None,
+            "imitation": round(float(imitation.detach()), 3) if step else None,
             "validation_top1": round(right, 4),
             "validation_mean_recall": round(sum(per_class) / len(per_class), 4),
         }
@@ -159,7 +177,7 @@ def train(args: argparse.Namespace) -> None:
         save(average, tokens.unique(), args.out / "model.safetensors")
         (args.out / "log.json").write_text(json.dumps(log, indent=1))
 
-    loss = imitation = torch.tensor(0.0)
+    loss = imitation = apart = torch.tensor(0.0)
     while (progress := (time.monotonic() - began) / 60 / args.minutes) < 1:
         if progress - reported >= args.report / args.minutes or (step == 0 and args.graft and args.teacher):
             reported = progress
@@ -180,7 +198,8 @@ def train(args: argparse.Namespace) -> None:
         loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
         if args.teacher:
             imitation = 1 - (seen * targets[index]).sum(1).mean()
-        (loss + args.imitation * imitation).backward()
+            apart = 1 - (text * centres).sum(1).mean()
+        (loss + args.imitation * imitation + apart).backward()
         twin.push_gradients()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -199,19 +218,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", help="checkpoint of ViT-B-16-quickgelu, or 'openai'")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights, the log and the cache")
     parser.add_argument("--minutes", type=float, default=75, help="wall-clock time of the training itself")
-    parser.add_argument("--report", type=float, default=5, help="minutes between checks on the validation photos")
+    parser.add_argument("--report", type=float, default=8, help="minutes between checks on the validation photos")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--classes", type=int, default=40, help="the classes with most training photos")
     parser.add_argument("--exclude", nargs="*", default=["face"], help="classes to leave out")
     parser.add_argument("--at_most", type=int, default=150, help="training photos of a class")
     parser.add_argument("--graft", type=int, default=160, help="photos to fit the first weights on; 0: random")
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--text_lr", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--text_lr", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.05)
     parser.add_argument("--warmup", type=int, default=100, help="steps")
-    parser.add_argument("--patch_dropout", type=float, default=0.6)
+    parser.add_argument("--patch_dropout", type=float, default=0.5)
     parser.add_argument("--late_dropout", type=float, default=0.0)
     parser.add_argument("--full_from", type=float, default=0.8, help="share of the time with --patch_dropout")
     parser.add_argument("--imitation", type=float, default=3.0, help="weight of the distance to the teacher")

@@ -1,0 +1,96 @@
+"""torch.compile and pruning, in both orders.
+
+The eager backend makes no code: what is tested is what gets traced.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from conftest import make_visual
+from torch import Tensor, nn
+
+import anchorprune
+from anchorprune import UserError
+from anchorprune.strategies import registry
+
+SMALL = {"anchor": {"k_anchors": 2, "top_m": 4}, "random": {"keep_patches": 6}}
+every_strategy = pytest.mark.parametrize("strategy", sorted(registry()))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+@every_strategy
+@torch.no_grad()
+def test_a_pruned_model_compiles_into_one_graph(strategy: str, images: Tensor) -> None:
+    visual = make_visual()
+    with anchorprune.prune(visual, strategy, **SMALL[strategy]) as pruning:
+        expected = visual(images)
+        kept = pruning.kept
+        compiled = torch.compile(visual, backend="eager", fullgraph=True)
+        pruning.kept = None
+        torch.testing.assert_close(compiled(images), expected)
+        assert torch.equal(pruning.kept, kept)
+        first = pruning.kept
+        compiled(images.flip(0))
+        assert torch.equal(first, kept)  # still valid after a later forward
+        assert torch.equal(pruning.kept, kept.flip(0))
+
+
+@every_strategy
+@pytest.mark.parametrize("target", ["the compiled model", "the model inside"])
+@torch.no_grad()
+def test_a_model_compiled_before_is_pruned_all_the_same(strategy: str, target: str, images: Tensor) -> None:
+    visual = make_visual()
+    compiled = torch.compile(visual, backend="eager")
+    dense = compiled(images)
+    with anchorprune.prune(visual, strategy, **SMALL[strategy]):
+        expected = visual(images)
+    compiled(images)  # compiled code is there again
+
+    with anchorprune.prune(
+        compiled if target == "the compiled model" else visual, strategy, **SMALL[strategy]
+    ) as pruning:
+        torch.testing.assert_close(compiled(images), expected)
+        assert pruning.tokens_after == 7
+    torch.testing.assert_close(compiled(images), dense)
+
+
+@torch.no_grad()
+def test_a_model_compiled_in_place_is_pruned_and_restored(images: Tensor) -> None:
+    visual = make_visual()
+    visual.compile(backend="eager")
+    dense = visual(images)
+    with anchorprune.prune(visual, "anchor", k_anchors=2, top_m=4) as pruning:
+        assert not torch.allclose(visual(images), dense)
+        assert pruning.tokens_after == 7
+    torch.testing.assert_close(visual(images), dense)
+
+
+def test_data_parallel_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot prune nn.DataParallel"):
+        anchorprune.prune(nn.DataParallel(make_visual()), "random", keep_patches=3)
+
+
+@torch.no_grad()
+def test_a_replica_of_a_pruned_model_refuses_to_run_unpruned(images: Tensor) -> None:
+    visual = make_visual()
+    with anchorprune.prune(visual, "random", keep_patches=3):
+        block = visual.transformer.resblocks[1]
+        replica = block._replicate_for_data_parallel()  # what nn.DataParallel makes on every device
+        replica._modules = block._modules
+        with pytest.raises(UserError, match=r"cannot run under nn.DataParallel"):
+            replica(torch.randn(1, 17, 32))
+
+
+def test_torchscript_is_refused(images: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit.trace is deprecated, and still met
+        scripted = torch.jit.trace(make_visual(), images, check_trace=False)
+    with pytest.raises(UserError, match=r"TorchScript.*jit=False"):
+        anchorprune.prune(scripted, "random", keep_patches=3)
