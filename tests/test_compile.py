@@ -90,7 +90,7 @@ def test_a_replica_of_a_pruned_model_refuses_to_run_unpruned(images: Tensor) -> 
 
 def test_torchscript_is_refused(images: Tensor) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit.trace is deprecated, and still met
+        warnings.simplefilter("ignore")  # tracing is deprecated and says so; traced models are still met
         scripted = torch.jit.trace(make_visual(), images, check_trace=False)
     with pytest.raises(UserError, match=r"TorchScript.*jit=False"):
         anchorprune.prune(scripted, "random", keep_patches=3)
