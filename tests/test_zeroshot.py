@@ -30,9 +30,8 @@ def stream(logits: torch.Tensor, target: torch.Tensor, batch: int) -> list[tuple
     return list(zip(logits.split(batch), target.split(batch), strict=True))
 
 
-# What upstream itself warns of: classes that do not occur, and NumPy scalars.
-@pytest.mark.filterwarnings("ignore:.*classes not in y_true")
-@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn, of classes that do not occur
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # upstream's accuracy()
 @settings(max_examples=150, deadline=None)
 @given(predictions())
 def test_accuracy_and_recall_equal_upstreams_for_any_batching(case: tuple) -> None:
