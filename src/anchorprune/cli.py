@@ -29,13 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 after one line on stderr for bad input."""
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
-    if "which" not in args:
+    if "which" not in args and not unknown:
         parser.print_help()
         return 0
     warnings.showwarning = _show_warning
     try:
         if unknown:
-            known = [option for action in args.parser._actions for option in action.option_strings]
+            actions = getattr(args, "parser", parser)._actions
+            known = [option for action in actions for option in action.option_strings]
             hint = did_you_mean(unknown[0].split("=")[0], known)
             raise UserError(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
         COMMANDS[args.which](args)

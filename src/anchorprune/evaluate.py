@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -119,28 +120,27 @@ def evaluate(
     if dataset.classes is None:
         raise UserError(f"--dataset {dataset.name}: has no class names (classnames.txt), which zero-shot needs")
     indices = choose(dataset.keys, settings.limit, settings.seed)
-    reset_peak_memory(settings.device)
-    classifier = _classifier(loaded, dataset, settings)
-    if settings.save_clf:
-        torch.save(classifier, settings.save_clf)
-
     model = loaded.model
-    dense_flops = image_tower_flops(model)
-    pruning = prune(model, strategy) if strategy else None
+    dense_flops = _flops(model)
+    pruning = prune(model, strategy) if strategy else None  # before the texts are encoded, because it may refuse
     with pruning or nullcontext(), torch.inference_mode():
-        flops = image_tower_flops(model) if pruning else dense_flops
+        flops = _flops(model) if pruning else dense_flops
+        reset_peak_memory(settings.device)
+        classifier = _classifier(loaded, dataset, settings)
         encoder = _Encoder(model, settings)
         batches = _batches(dataset, indices, settings, encoder)
         metrics = zeroshot_classification.run(batches, classifier.to(settings.device), dataset.multilabel)
         record = _pruning_record(pruning)
         attention = _attention(model, dataset, indices, settings, pruning) if extract_attention else None
+    if settings.save_clf:  # last, so that bad input leaves no file behind
+        _save(classifier, settings.save_clf)
 
     result = {
         "metrics": metrics,
         "pruning": record,
         "cost": {
-            "gmacs_dense": dense_flops / 2e9,
-            "gmacs": flops / 2e9,
+            "gmacs_dense": None if dense_flops is None else dense_flops / 2e9,
+            "gmacs": None if flops is None else flops / 2e9,
             "images_per_second": encoder.images_per_second,
             "peak_memory_mb": peak_memory_mb(settings.device),
         },
@@ -156,16 +156,22 @@ def evaluate(
     return Evaluation(result, attention)
 
 
+def _flops(model: Any) -> int | None:
+    """None for a tower that anchorprune does not know; unpruned it can be evaluated all the same."""
+    try:
+        return image_tower_flops(model)
+    except UserError:
+        return None
+
+
 def environment(settings: Settings) -> dict[str, Any]:
     """Versions, device, dtype and threads: what a measurement depends on besides the input."""
-    import open_clip
-
     cuda = settings.device.type == "cuda"
     return {
         "anchorprune": anchorprune.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
+        "open_clip": version("open_clip_torch"),
         "platform": platform.platform(),
         "device": str(settings.device),
         "device_name": torch.cuda.get_device_name(settings.device) if cuda else _processor(),
@@ -279,9 +285,13 @@ def _attention(
 
 def save_attention(attention: Attention, path: str, model: str, pretrained: str, dataset: str) -> None:
     """Write the dict of `Attention.as_dict`, whole or not at all; `torch.load(path, weights_only=True)` reads it."""
+    _save(attention.as_dict(model, pretrained, dataset), path)
+
+
+def _save(content: Any, path: str) -> None:
     unfinished = f"{path}.{os.getpid()}.tmp"
     try:
-        torch.save(attention.as_dict(model, pretrained, dataset), unfinished)
+        torch.save(content, unfinished)
         os.replace(unfinished, path)
     finally:
         if os.path.exists(unfinished):

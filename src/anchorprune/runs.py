@@ -16,7 +16,7 @@ from anchorprune import results, tasks
 from anchorprune.cli import DEFAULT_OUTPUT
 from anchorprune.datasets import dataset_root, default_task, expand_names, open_dataset
 from anchorprune.errors import UserError, did_you_mean
-from anchorprune.strategies import make_strategy
+from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import Strategy
 
 # clip-benchmark's collections, except openclip_all, which is open_clip's own list of pretrained models.
@@ -161,8 +161,7 @@ def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
     models: list[tuple[str, str]] = []
     for name in _as_list(args.pretrained_model):
         if os.path.isfile(name):
-            lines = Path(name).read_text(encoding="utf-8").splitlines()
-            models += [_pair(line.strip(), name) for line in lines if line.strip()]
+            models += _list_file(name)
         elif name == "openclip_all":
             import open_clip
 
@@ -172,6 +171,17 @@ def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
         else:
             models.append(_pair(name, "--pretrained_model"))
     return models
+
+
+def _list_file(name: str) -> list[tuple[str, str]]:
+    try:
+        lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--pretrained_model {name}: cannot be read as a list of models ({error})") from error
+    listed = [_pair(line, f"--pretrained_model {name}, line") for line in lines if line]
+    if not listed:
+        raise UserError(f"--pretrained_model {name}: the file is empty; write one 'model,pretrained' pair a line")
+    return listed
 
 
 def _pair(text: str, source: str) -> tuple[str, str]:
@@ -212,7 +222,10 @@ def _fill(flag: str, template: str, names: dict[str, str]) -> str:
 
 
 def _strategy(args: argparse.Namespace, fields: dict[str, Any]) -> Strategy | None:
-    strategy = make_strategy(args.strategy or "anchor", **fields)  # a wrong value is an error also without effect
+    name = args.strategy or "anchor"
+    if name not in registry():
+        raise UserError(f"--strategy {name}: choose one of {', '.join(registry())}.{did_you_mean(name, registry())}")
+    strategy = make_strategy(name, **fields)  # a wrong value is an error also without effect
     if args.enable_pruning:
         return strategy
     idle = [f"--{name}" for name in (["strategy"] if args.strategy else []) + list(fields)]
@@ -225,25 +238,35 @@ def _check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None)
     """Whatever can be found wrong before a model is loaded."""
     if args.model_type != "open_clip":
         raise UserError(f"--model_type {args.model_type}: not there yet; only open_clip is")
-    if args.attention_images < 1:
-        raise UserError(f"--attention_images {args.attention_images}: must be 1 or more")
+    for flag in ("attention_images", "batch_size", "limit"):
+        if (value := getattr(args, flag)) is not None and value < 1:
+            raise UserError(f"--{flag} {value}: must be 1 or more")
+    if args.num_workers < 0:
+        raise UserError(f"--num_workers {args.num_workers}: must be 0 (no worker processes) or more")
     if not args.amp and args.precision not in (None, "fp32"):
         raise UserError(f"--precision {args.precision}: contradicts --no_amp, which means fp32; give one of them")
     for path in args.load_clfs:
         if not os.path.isfile(path):
             raise UserError(f"--load_clfs {path}: no such file")
     if args.save_clf:
-        results.check_output(args.save_clf)
+        _check_output("--save_clf", args.save_clf)
     for run in runs:
         tasks.check(run.task, run.dataset)
-        results.check_output(run.output)
+        _check_output("--output", run.output)
         if run.attention_output:
-            results.check_output(run.attention_output)
+            _check_output("--attention_output", run.attention_output)
 
     from anchorprune.towers import open_clip
 
     for model, pretrained in dict.fromkeys((run.model, run.pretrained) for run in runs):
         open_clip.check(model, pretrained)
+
+
+def _check_output(flag: str, path: str) -> None:
+    try:
+        results.check_output(path)
+    except UserError as error:
+        raise UserError(str(error).replace("--output", flag, 1)) from error
 
 
 def _settings(args: argparse.Namespace) -> Any:
@@ -318,7 +341,9 @@ def _summary(result: dict[str, Any]) -> str:
         line += f" ({result['n_bad_images']} unreadable)"
     if result["pruning"]:
         line += f"; {result['pruning']['tokens_after']} of {result['pruning']['tokens_before']} tokens"
-    return f"{line}; {result['cost']['gmacs']:.2f} GMACs, {result['cost']['images_per_second']:.1f} images/s"
+    if (gmacs := result["cost"]["gmacs"]) is not None:
+        line += f"; {gmacs:.2f} GMACs"
+    return f"{line}; {result['cost']['images_per_second']:.1f} images/s"
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -22,6 +25,17 @@ _NOT_PRUNABLE = {
 }
 _CONVOLUTIONAL = ("ConvNeXt", "ResNet", "FastVit", "ByobNet", "MobileNet", "EfficientNet", "RegNet")
 _WINDOWED = ("Swin", "Hiera")
+
+# Models that come with their weights; --pretrained has no meaning then.
+_SCHEMAS = ("hf-hub:", "local-dir:")
+# What open_clip, torch, safetensors and hub clients raise for weights that are damaged, wrong or out of reach.
+_LOADING_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, ImportError, UnpicklingError,
+)  # fmt: skip
+with suppress(ImportError):
+    from safetensors import SafetensorError
+
+    _LOADING_ERRORS += (SafetensorError,)
 
 
 def match(model: nn.Module) -> OpenClipTower | None:
@@ -81,7 +95,7 @@ def check(model: str, pretrained: str) -> None:
     """Raise UserError unless open_clip knows the model and the weights are a tag of its or a file."""
     import open_clip
 
-    if model.startswith(("hf-hub:", "local-dir:")):
+    if model.startswith(_SCHEMAS):
         return
     if model not in open_clip.list_models():
         raise UserError(
@@ -91,7 +105,7 @@ def check(model: str, pretrained: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if os.path.isdir(pretrained):
         raise UserError(f"--pretrained {pretrained}: is a folder; give the checkpoint file in it")
-    if pretrained and pretrained not in tags and not os.path.isfile(pretrained):
+    if pretrained and not open_clip.get_pretrained_cfg(model, pretrained) and not os.path.isfile(pretrained):
         known = f"its tags are {', '.join(tags)}" if tags else "it has no tags, give a checkpoint file"
         raise UserError(
             f"--pretrained {pretrained}: neither a file nor a tag of {model}.{did_you_mean(pretrained, tags)} ({known})"
@@ -116,7 +130,7 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
 
     check(model, pretrained)
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
-    config = open_clip.get_model_config(model) or {}
+    config = {} if model.startswith(_SCHEMAS) else open_clip.get_model_config(model) or {}
     force_quick_gelu = bool(tag.get("quick_gelu")) and not config.get("quick_gelu", False)
     if force_quick_gelu:
         warnings.warn(
@@ -124,23 +138,43 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
             "with QuickGELU",
             stacklevel=2,
         )
-    try:
-        built, _, transform = open_clip.create_model_and_transforms(
-            model,
-            pretrained=pretrained or None,
-            cache_dir=cache_dir,
-            device=device,
-            precision=precision,
-            force_quick_gelu=force_quick_gelu,
-        )
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise _loading_error(model, pretrained, error) from error
+    with _logged() as log:
+        try:
+            built, _, transform = open_clip.create_model_and_transforms(
+                model,
+                pretrained=pretrained or None,
+                cache_dir=cache_dir,
+                device=device,
+                precision=precision,
+                force_quick_gelu=force_quick_gelu,
+                # open_clip goes on with random weights where a hub or a folder gives none.
+                require_pretrained=bool(pretrained) or model.startswith(_SCHEMAS),
+            )
+            tokenizer = open_clip.get_tokenizer(model)
+        except _LOADING_ERRORS as error:
+            raise _loading_error(model, pretrained, error) from error
+    for line in log:
+        warnings.warn(f"open_clip: {line}", stacklevel=2)
     return LoadedModel(
         model=built.eval(),
         transform=transform,
-        tokenizer=open_clip.get_tokenizer(model),
+        tokenizer=tokenizer,
         options={"force_quick_gelu": True} if force_quick_gelu else {},
     )
+
+
+@contextmanager
+def _logged() -> Iterator[list[str]]:
+    """What the root logger, which is open_clip's, warns of meanwhile: to be said once, or not when it fails."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    root = logging.getLogger()
+    root.addHandler(handler)  # without one, logging.warning() would install one that writes to stderr for good
+    try:
+        yield lines
+    finally:
+        root.removeHandler(handler)
 
 
 def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
