@@ -72,6 +72,16 @@ def test_a_model_compiled_in_place_is_pruned_and_restored(images: Tensor) -> Non
     torch.testing.assert_close(visual(images), dense)
 
 
+@torch.no_grad()
+def test_the_attention_of_a_compiled_model_is_that_of_the_model(images: Tensor) -> None:
+    expected = anchorprune.get_vision_attention(make_visual(), images)
+    visual = make_visual()
+    visual.compile(backend="eager")
+    dense = visual(images)
+    torch.testing.assert_close(anchorprune.get_vision_attention(visual, images), expected)
+    torch.testing.assert_close(visual(images), dense)
+
+
 def test_data_parallel_is_refused() -> None:
     with pytest.raises(UserError, match=r"cannot prune nn.DataParallel"):
         anchorprune.prune(nn.DataParallel(make_visual()), "random", keep_patches=3)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anchorprune.pruning import forget_compiled_code
 from anchorprune.tokens import head_attention
 from anchorprune.towers import find_tower
 
@@ -41,11 +42,13 @@ def get_vision_attention(model: nn.Module, images: Tensor, *, dtype: torch.dtype
 
     # Registered after the hooks of a pruning, so that these see the tokens that the block sees.
     hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in tower.blocks]
+    forget_compiled_code()
     try:
         tower.module(images)
     finally:
         for hook in hooks:
             hook.remove()
+        forget_compiled_code()
     return attention
 
 

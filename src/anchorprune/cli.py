@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     warnings.showwarning = _show_warning
+    # Torch's advice on --num_workers, whose default is clip-benchmark's: two lines in every run on a small machine.
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     try:
         if unknown:
             actions = getattr(args, "parser", parser)._actions

@@ -123,7 +123,7 @@ class Pruning:
         self._hooks += [
             block.register_forward_pre_hook(self._gather_mask, with_kwargs=True) for block in tower.blocks[first:]
         ]
-        _forget_compiled_code()
+        forget_compiled_code()
 
     def restore(self) -> None:
         """Make the model what it was. Calling it again does nothing."""
@@ -131,7 +131,7 @@ class Pruning:
             for hook in self._hooks:
                 hook.remove()
             self._hooks = []
-            _forget_compiled_code()
+            forget_compiled_code()
 
     __call__ = restore
 
@@ -224,8 +224,8 @@ def active_pruning(tower: Tower) -> Pruning | None:
     return None
 
 
-def _forget_compiled_code() -> None:
-    """Make torch.compile look at the hooks again.
+def forget_compiled_code() -> None:
+    """Make torch.compile look at the hooks again, in the whole process.
 
     Compiled code does not check for hooks that came or went after it was compiled: it would run the model
     unpruned, or pruned after `restore()`. Dropping the compiled code costs one compilation at the next call.

@@ -71,7 +71,7 @@ def write(result: Mapping[str, Any], path: StrPath) -> None:
 
     A failure or an interruption leaves an earlier file at `path` as it was.
     """
-    _write_text(json.dumps(_plain(result), indent=2, allow_nan=False) + "\n", path)
+    write_text(json.dumps(_plain(result), indent=2, allow_nan=False) + "\n", path)
 
 
 def read(path: StrPath) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def build(files: Iterable[StrPath], output: StrPath) -> int:
     writer = csv.DictWriter(text, sorted(columns), extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    _write_text(text.getvalue(), output)
+    write_text(text.getvalue(), output)
     return len(rows)
 
 
@@ -182,7 +182,8 @@ def _target(path: StrPath) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _write_text(text: str, path: StrPath) -> None:
+def write_text(text: str, path: StrPath) -> None:
+    """Write a file, all of it or nothing: to a temporary one that is renamed."""
     target = _target(path)
     # In the same folder, because a rename is atomic within one file system only; not named .json, so that
     # `build` never takes it for a result.

@@ -1,4 +1,5 @@
-"""Data sets: webdataset tars, your own folders, and clip-benchmark's zoo, all as one map-style `EvalDataset`.
+"""Data sets: webdataset tars, your own folders, the bundled photos and clip-benchmark's zoo, all as one map-style
+`EvalDataset`.
 
 Importing this module imports no torch: the command line checks names with it. Each source is one file, imported
 when a data set of its kind is opened.
@@ -65,14 +66,14 @@ def open_dataset(
 ) -> EvalDataset:
     """The data set that `--dataset name` means; `root` is a finished path or URL (see `dataset_root`).
 
-    `wds/NAME` and `folder:PATH` bring their class names and templates, which the custom files override;
+    `wds/NAME`, `folder:PATH` and `bundled` bring their class names and templates, which the custom files override;
     `language` and `annotation_file` concern the zoo only, as upstream.
 
     Raises UserError for everything that can be wrong with the name, the files or the custom files.
     """
     from anchorprune.datasets import prompts
 
-    if name.startswith(("wds/", "folder:")):
+    if name.startswith(("wds/", "folder:")) or name == "bundled":
         # read first: a mistake in a small file should not wait for a download
         classes = prompts.custom_classes(custom_classname_file, name) if custom_classname_file else None
         templates = prompts.custom_templates(custom_template_file, name) if custom_template_file else None
@@ -80,6 +81,10 @@ def open_dataset(
             from anchorprune.datasets.wds import open_wds
 
             dataset = open_wds(name, root=root, split=split, transform=transform, cache_dir=wds_cache_dir)
+        elif name == "bundled":
+            from anchorprune.datasets.bundled import open_bundled
+
+            dataset = open_bundled(split=split, transform=transform)
         else:
             from anchorprune.datasets.folder import open_folder
 

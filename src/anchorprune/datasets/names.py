@@ -120,4 +120,4 @@ ZOO = RETRIEVAL | {
 def known_names() -> list[str]:
     """Every name that `--dataset` may be, except `wds/…`, `tfds/…`, `folder:…` and list files."""
     vtab = {name for name in _VTAB + _VTAB_PLUS if name.startswith("vtab/")}
-    return sorted({*ZOO, *_SUGAR_CREPE, *COLLECTIONS, *vtab})
+    return sorted({"bundled", *ZOO, *_SUGAR_CREPE, *COLLECTIONS, *vtab})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anchorprune import demo
 from anchorprune.errors import UserError, did_you_mean
 from anchorprune.towers.base import LoadedModel, Tower
 
@@ -97,12 +98,15 @@ def check(model: str, pretrained: str) -> None:
 
     if model.startswith(_SCHEMAS):
         return
+    demo.register()
     if model not in open_clip.list_models():
         raise UserError(
             f"--model {model}: open_clip has no such model.{did_you_mean(model, open_clip.list_models())} "
             "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
         )
-    tags = open_clip.list_pretrained_tags_by_model(model)
+    tags = [demo.TAG] if model == demo.MODEL else open_clip.list_pretrained_tags_by_model(model)
+    if pretrained == demo.TAG and (model == demo.MODEL or not os.path.exists(pretrained)):
+        return demo.check_weights(model)
     if os.path.isdir(pretrained):
         raise UserError(f"--pretrained {pretrained}: is a folder; give the checkpoint file in it")
     if pretrained and not open_clip.get_pretrained_cfg(model, pretrained) and not os.path.isfile(pretrained):
@@ -129,6 +133,7 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     import open_clip
 
     check(model, pretrained)
+    bundled = model == demo.MODEL and pretrained == demo.TAG
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     config = {} if model.startswith(_SCHEMAS) else open_clip.get_model_config(model) or {}
     force_quick_gelu = bool(tag.get("quick_gelu")) and not config.get("quick_gelu", False)
@@ -142,17 +147,20 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
         try:
             built, _, transform = open_clip.create_model_and_transforms(
                 model,
-                pretrained=pretrained or None,
+                pretrained=None if bundled else pretrained or None,
                 cache_dir=cache_dir,
                 device=device,
                 precision=precision,
                 force_quick_gelu=force_quick_gelu,
                 # open_clip goes on with random weights where a hub or a folder gives none.
-                require_pretrained=bool(pretrained) or model.startswith(_SCHEMAS),
+                require_pretrained=bool(pretrained and not bundled) or model.startswith(_SCHEMAS),
             )
             tokenizer = open_clip.get_tokenizer(model)
         except _LOADING_ERRORS as error:
             raise _loading_error(model, pretrained, error) from error
+    if bundled:
+        demo.load_weights(built)
+        log = []  # it says that no weights were loaded
     for line in log:
         warnings.warn(f"open_clip: {line}", stacklevel=2)
     return LoadedModel(
@@ -179,7 +187,9 @@ def _logged() -> Iterator[list[str]]:
 
 def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
     """What went wrong, in one sentence; `error` is whatever open_clip, torch or a hub client raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, ImportError) or "pip install" in lines[0]:
+        return UserError(f"--model {model}: needs a Python package that is not installed ({lines[0][:160]})")
     if os.path.isfile(pretrained):
         if "loading state_dict" in lines[0]:
             return UserError(
