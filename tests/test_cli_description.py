@@ -1,13 +1,12 @@
 """The description's example commands as it writes them, on ViT-B-32, and on ViT-B-16, where they prune.
 
-A file of random weights stands for the tag "openai", and CIFAR-10 has eight images and one prompt a class.
+A file of random weights stands for the tag "openai", and CIFAR-10 has four images and one prompt a class.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     def build_dataset(**options: Any) -> Any:
         dataset = build(**options)
-        dataset.data, dataset.targets, dataset.templates = dataset.data[:8], dataset.targets[:8], ["a photo of a {c}."]
+        dataset.data, dataset.targets, dataset.templates = dataset.data[:4], dataset.targets[:4], ["a photo of a {c}."]
         return dataset
 
     with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +89,7 @@ def test_a_result_has_clip_benchmarks_keys_and_metrics(examples: Examples) -> No
         assert result["metrics"].keys() == {"acc1", "acc5", "mean_per_class_recall"}
         assert all(0 <= value <= 1 for value in result["metrics"].values())
         assert (result["dataset"], result["task"], result["language"]) == ("cifar10", "zeroshot_classification", "en")
-        assert result["n_samples"] == result["n_total"] == 8
+        assert result["n_samples"] == result["n_total"] == 4
 
 
 def test_the_unpruned_run_says_that_it_is(examples: Examples) -> None:
@@ -132,10 +131,10 @@ def test_the_attention_file_has_what_the_description_says(examples: Examples) ->
     before, after = (result["pruning"][key] for key in ("tokens_before", "tokens_after"))
     assert (saved["model"], saved["pretrained"], saved["dataset"]) == (result["model"], result["pretrained"], "cifar10")
     assert saved["num_layers"] == len(saved["attention_weights"]) == 12
-    layers = [[8, 12, n, n] for n in (before, *[after] * 11)]
+    layers = [[4, 12, n, n] for n in (before, *[after] * 11)]
     assert [list(weights.shape) for weights in saved["attention_weights"]] == layers
     assert saved["shape_info"] == {
-        "images": 8, "heads": 12, "tokens_before": before, "tokens_after": after, "layers": layers,
+        "images": 4, "heads": 12, "tokens_before": before, "tokens_after": after, "layers": layers,
     }  # fmt: skip
     for weights in saved["attention_weights"]:
         assert weights.dtype == torch.float16
@@ -144,7 +143,7 @@ def test_the_attention_file_has_what_the_description_says(examples: Examples) ->
 
 def test_the_attention_file_says_which_tokens_were_kept(examples: Examples) -> None:
     kept, pruning = examples.attention["kept_indices"], examples.with_attention["pruning"]
-    assert kept.shape == (8, pruning["tokens_after"])
+    assert kept.shape == (4, pruning["tokens_after"])
     assert (kept[:, 0] == 0).all()
     assert (kept.diff(dim=1) > 0).all()
     assert kept.max() < pruning["tokens_before"]
@@ -153,7 +152,6 @@ def test_the_attention_file_says_which_tokens_were_kept(examples: Examples) -> N
 def test_images_keep_tokens_of_their_own(b16: Examples) -> None:
     kept = b16.attention["kept_indices"]
     assert len({tuple(row.tolist()) for row in kept}) > 1
-    assert math.prod(kept.shape) == 8 * 61
 
 
 def test_compare_reads_the_two_results(b16: Examples, folder: Path, tmp_path: Path) -> None:

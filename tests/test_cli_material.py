@@ -38,14 +38,17 @@ class Outcome:
 
 
 def command(*argv: object) -> Outcome:
-    """`anchorprune ARGV` in this process, with the warning filters that a process of its own would have."""
+    """`anchorprune ARGV` in this process, with the warning filters that a process of its own would have.
+
+    On one thread: on a busy machine two are slower.
+    """
     out, err = io.StringIO(), io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         warnings.simplefilter("default")
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # tiny models are faster so
+        torch.set_num_threads(1)
         try:
             code = main([str(arg) for arg in argv])
         except SystemExit as error:  # argparse

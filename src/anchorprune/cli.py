@@ -1,4 +1,4 @@
-"""The command line: `anchorprune eval | build | compare`. Importing it, and `--help`, import no torch."""
+"""The command line: `anchorprune eval | build | compare | demo`. Importing it, and `--help`, import no torch."""
 
 from __future__ import annotations
 
@@ -85,7 +85,13 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare(results.read(args.a), results.read(args.b), (args.a, args.b)))
 
 
-COMMANDS = {"eval": _eval, "build": _build, "compare": _compare}
+def _demo(args: argparse.Namespace) -> None:
+    from anchorprune.demo.run import run_demo
+
+    run_demo(args.out, args.limit, args.verbose)
+
+
+COMMANDS = {"eval": _eval, "build": _build, "compare": _compare, "demo": _demo}
 
 
 def build_parser() -> Parser:
@@ -104,6 +110,14 @@ def build_parser() -> Parser:
     compare.add_argument("a", metavar="A.json", help="the result to compare with, usually the unpruned one")
     compare.add_argument("b", metavar="B.json", help="the other result")
     compare.set_defaults(which="compare", parser=compare)
+
+    demo = commands.add_parser("demo", help="prune the bundled model on the bundled photos; leaves a page to look at")
+    demo.add_argument(
+        "--out", metavar="DIR", default="anchorprune-demo", help="folder for report.html and the results (%(default)s)"
+    )
+    demo.add_argument("--limit", type=int, default=None, metavar="N", help="only N photos, as in eval")
+    demo.add_argument("--quiet", dest="verbose", action="store_false", help="print nothing but warnings and errors")
+    demo.set_defaults(which="demo", parser=demo)
     return parser
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,3 +58,37 @@ def peak_memory_mb(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def time_in_turns(
+    states: Sequence[Callable[[], AbstractContextManager[Any]]],
+    work: Callable[[], object],
+    device: torch.device,
+    repeats: int = 5,
+) -> list[list[float]]:
+    """Seconds that `work` takes in each of `states`, `repeats` times each, taken in turns.
+
+    What else the machine does then slows all of them alike, and the ratio within a round means something where the
+    ratio of two separate passes would not. Every other round runs backwards. Run `work` before, so that it is warm.
+
+    Args:
+        states: give the context to work in, such as `lambda: prune(model, strategy)`; entering it is not timed.
+
+    Returns:
+        One list of `repeats` numbers for each state.
+    """
+    seconds: list[list[float]] = [[] for _ in states]
+    for repeat in range(repeats):
+        order = range(len(states))
+        for i in order if repeat % 2 == 0 else reversed(order):
+            with states[i]():
+                start = _clock(device)
+                work()
+                seconds[i].append(_clock(device) - start)
+    return seconds
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

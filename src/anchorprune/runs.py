@@ -7,6 +7,7 @@ import os
 import random
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -73,11 +74,11 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
     from anchorprune.evaluate import evaluate, save_attention
     from anchorprune.towers.base import LoadedModel
 
-    settings = _settings(args)
+    settings = settings_of(args)
     loaded: LoadedModel | None = None
     loaded_name: tuple[str, str] | None = None
     for run in runs:
-        config = _config(args, run, strategy)
+        config = config_of(args, run, strategy)
         config_hash = results.config_hash(config)
         if args.skip_existing and results.is_done(run.output, config_hash, pruned=strategy is not None):
             _say(args, f"Skip {run.output}, exists already.")
@@ -101,17 +102,7 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
             wds_cache_dir=args.wds_cache_dir,
         )
         found = evaluate(loaded, dataset, strategy, settings, extract_attention=run.attention_output is not None)
-        result = {
-            "schema_version": results.SCHEMA_VERSION,
-            "dataset": run.dataset,
-            "model": run.model,
-            "pretrained": run.pretrained,
-            "task": run.task,
-            "language": run.language,
-            "split": args.split,
-            **found.result,
-            "config_hash": config_hash,
-        }
+        result = result_of(args, run, found.result, config_hash)
         if args.dump_classnames and dataset.classes:
             result["classnames"] = dataset.classes
         if args.dump_templates and dataset.templates:
@@ -122,6 +113,21 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
             save_attention(found.attention, run.attention_output, run.model, run.pretrained, run.dataset)
         results.write(result, run.output)
         _say(args, f"{_summary(result)}\nDump results to: {run.output}")
+
+
+def result_of(args: argparse.Namespace, run: Run, found: Mapping[str, Any], config_hash: str) -> dict[str, Any]:
+    """A result as its file holds it: what was asked for, and what `evaluate` found."""
+    return {
+        "schema_version": results.SCHEMA_VERSION,
+        "dataset": run.dataset,
+        "model": run.model,
+        "pretrained": run.pretrained,
+        "task": run.task,
+        "language": run.language,
+        "split": args.split,
+        **found,
+        "config_hash": config_hash,
+    }
 
 
 def plan_runs(args: argparse.Namespace) -> list[Run]:
@@ -269,7 +275,8 @@ def _check_output(flag: str, path: str) -> None:
         raise UserError(str(error).replace("--output", flag, 1)) from error
 
 
-def _settings(args: argparse.Namespace) -> Any:
+def settings_of(args: argparse.Namespace) -> Any:
+    """The `evaluate.Settings` that the command line asks for. UserError for a device that is not to be had."""
     import torch
 
     from anchorprune.evaluate import Settings
@@ -310,7 +317,7 @@ def _load(args: argparse.Namespace, run: Run, settings: Any) -> Any:
     )
 
 
-def _config(args: argparse.Namespace, run: Run, strategy: Strategy | None) -> dict[str, Any]:
+def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None) -> dict[str, Any]:
     """Whatever decides a result: two runs with equal configurations have equal metrics."""
 
     def file(path: str | None) -> str | None:

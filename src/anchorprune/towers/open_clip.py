@@ -137,12 +137,6 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     config = {} if model.startswith(_SCHEMAS) else open_clip.get_model_config(model) or {}
     force_quick_gelu = bool(tag.get("quick_gelu")) and not config.get("quick_gelu", False)
-    if force_quick_gelu:
-        warnings.warn(
-            f"the weights {pretrained!r} were trained with QuickGELU and the config {model!r} has GELU: building it "
-            "with QuickGELU",
-            stacklevel=2,
-        )
     with _logged() as log:
         try:
             built, _, transform = open_clip.create_model_and_transforms(
@@ -161,8 +155,14 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     if bundled:
         demo.load_weights(built)
         log = []  # it says that no weights were loaded
+    if force_quick_gelu:
+        warnings.warn(
+            f"the weights {pretrained!r} were trained with QuickGELU and the config {model!r} has GELU: built with "
+            "QuickGELU",
+            stacklevel=2,
+        )
     for line in log:
-        warnings.warn(f"open_clip: {line}", stacklevel=2)
+        warnings.warn(line, stacklevel=2)
     return LoadedModel(
         model=built.eval(),
         transform=transform,
@@ -173,16 +173,23 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
 
 @contextmanager
 def _logged() -> Iterator[list[str]]:
-    """What the root logger, which is open_clip's, warns of meanwhile: to be said once, or not when it fails."""
+    """What open_clip (by the root logger) and huggingface_hub warn of meanwhile, kept off stderr.
+
+    To be said once where loading succeeds; where it fails, the exception says it.
+    """
     lines: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    root = logging.getLogger()
+    handler.emit = lambda record: lines.append(  # type: ignore[method-assign]
+        f"{'open_clip' if record.name == 'root' else record.name.split('.')[0]}: {record.getMessage()}"
+    )
+    root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
     root.addHandler(handler)  # without one, logging.warning() would install one that writes to stderr for good
+    hubs_own, hub.handlers = hub.handlers, [handler]
     try:
         yield lines
     finally:
         root.removeHandler(handler)
+        hub.handlers = hubs_own
 
 
 def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
@@ -197,7 +204,8 @@ def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
                 "give the --model that it was saved from"
             )
         return UserError(f"--pretrained {pretrained}: is damaged or no checkpoint ({' '.join(lines)[:160]})")
+    reason = " ".join(lines).rpartition("Last error: ")[2]
     return UserError(
-        f"--model {model} --pretrained {pretrained}: cannot get the weights ({' '.join(lines)[:200]}); "
+        f"--model {model} --pretrained {pretrained}: cannot get the weights ({reason[:200]}); "
         "check the network, or give a local checkpoint file with --pretrained"
     )

@@ -1,0 +1,162 @@
+"""The demo's page: its numbers, its chart, and a dozen photographs with their kept tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anchorprune.demo import words
+from anchorprune.demo.run import CREDITS, DESCRIBED, EVAL, RANDOM, REPEATS, SCALE, UNPRUNED, Found, Way, pick
+from anchorprune.pruning import prune
+from anchorprune.report import page
+from anchorprune.report.chart import Point
+from anchorprune.report.pictures import (
+    Picture,
+    Prediction,
+    enlarged,
+    kept_tokens,
+    normalisation,
+    patch_cells,
+    unnormalised,
+)
+from anchorprune.report.stats import paired_difference
+from anchorprune.report.table import Row, Timing, times
+from anchorprune.towers import find_tower
+
+if TYPE_CHECKING:
+    from anchorprune.datasets import EvalDataset
+    from anchorprune.towers.base import LoadedModel
+
+
+def describe(
+    loaded: LoadedModel,
+    dataset: EvalDataset,
+    indices: Sequence[int],
+    found: Sequence[Found],
+    rows: Sequence[Row],
+    timings: Sequence[Timing],
+    command: str,
+) -> str:
+    """The page as HTML. `found`, `rows` and `timings` belong together, one for each way of pruning."""
+
+    def place(way: Way) -> int:
+        return next(i for i, one in enumerate(found) if one.way == way)
+
+    unpruned, described, drawn = place(UNPRUNED), place(DESCRIBED), place(RANDOM)
+    assert dataset.targets is not None
+    assert dataset.classes is not None
+    truth = [int(dataset.targets[i]) for i in indices]
+    before, after = found[unpruned].predictions[0], found[described].predictions[0]
+    difference = paired_difference(found[described].right(truth), found[drawn].right(truth))
+    against_random = words.against_random(rows[described], rows[drawn], difference)
+    return page.render(
+        page.Page(
+            title=words.headline(rows[described], rows[unpruned]),
+            kicker="anchorprune demo: the described method, defaults, on the bundled model and photos",
+            findings=[against_random, words.best(rows, rows[unpruned])],
+            rows=rows,
+            rows_notes=[
+                note
+                for note in (
+                    words.draws_note(rows),
+                    "The intervals are Wilson's and say how far another such set of photos might differ; all rows "
+                    "share the same photos, so two rows can differ more surely than their intervals suggest.",
+                    words.about_the_model(len(dataset.classes)),
+                )
+                if note
+            ],
+            points=[
+                Point(row.title, _label(row), row.gmacs, row.accuracy, row.low, row.high) for row in rows
+            ],
+            chart_notes=[
+                "Bars are 95 % intervals. The accuracy axis does not start at zero. Markers that would cover each "
+                "other stand a few pixels aside. Selecting tokens is included in the compute."
+            ],
+            pictures=_pictures(loaded, dataset, indices, truth, found, (unpruned, described, drawn)),
+            pictures_notes=[
+                f"Left, the photo as the model saw it; right, the {rows[described].tokens - 1} patches that the "
+                "described method kept for the rest of the model. The first block saw all of them.",
+                words.changes_note(truth, before, after),
+            ],
+            facts=_facts(found[described].results[0], timings[described].ratios, len(dataset.classes)),
+            command="\n".join(
+                [
+                    f"{command}    # this page",
+                    f"anchorprune {' '.join(EVAL)}    # one row of it",
+                    f"anchorprune {' '.join(EVAL)} --enable_pruning",
+                ]
+            ),
+            credits=CREDITS,
+        )
+    )  # fmt: skip
+
+
+def _label(row: Row) -> str:
+    return row.detail if row.block is None else f"{row.name}, block {row.block}"
+
+
+def _facts(result: dict[str, Any], ratios: Sequence[float], classes: int) -> dict[str, str]:
+    machine = result["environment"]
+    slowest, fastest = times(min(ratios)), times(max(ratios))
+    return {
+        "Images": f"{result['n_samples']} of {result['n_total']} bundled photos of {classes} classes; the model "
+        "was not trained on any of them",
+        "Model": f"{result['model']} ({result['pretrained']} weights), {result['cost']['gmacs_dense']:.2f} GMACs an "
+        "image unpruned",
+        "Device": f"{machine['device_name']} ({machine['device']}), {machine['threads']} threads",
+        "System": machine["platform"],
+        "Arithmetic": f"{machine['dtype']}, {result['batch_size']} images at once",
+        "Speed": f"of the image tower alone: all rows in turns on the same images, {REPEATS} rounds, medians; the "
+        f"rounds of the described method lie between {slowest} and {fastest}",
+        "Versions": f"anchorprune {machine['anchorprune']}, torch {machine['torch']}, open_clip "
+        f"{machine['open_clip']}, Python {machine['python']}",
+        "Files": "the JSON files beside this page hold each evaluation; their images/s come from separate passes",
+    }
+
+
+def _pictures(
+    loaded: LoadedModel,
+    dataset: EvalDataset,
+    indices: Sequence[int],
+    truth: Sequence[int],
+    found: Sequence[Found],
+    places: tuple[int, int, int],
+) -> list[Picture]:
+    """A dozen photographs with what the described method keeps of them."""
+    assert dataset.classes is not None
+    shown = pick(truth, found[places[0]].predictions[0], found[places[1]].predictions[0])
+    pixels = torch.stack([dataset.items[indices[i]][0] for i, _ in shown])
+    tower = find_tower(loaded.model)
+    strategy = DESCRIBED.strategies()[0]
+    assert strategy is not None
+    with torch.inference_mode(), prune(loaded.model, strategy) as pruning:
+        loaded.model.encode_image(pixels.to(next(loaded.model.parameters()).device))
+    plan = pruning.plan
+    mean, std = normalisation(loaded.transform)
+    pictures = []
+    for n, (i, kind) in enumerate(shown):
+        image = enlarged(unnormalised(pixels[n], mean, std), SCALE)
+        kept = patch_cells(range(tower.num_tokens) if plan is None else plan.keep[n].tolist(), tower.num_prefix_tokens)
+        anchors = (
+            patch_cells(plan.anchors[n].tolist(), tower.num_prefix_tokens)
+            if plan and plan.anchors is not None
+            else set()
+        )
+        names = zip(("unpruned", "pruned", "random"), places, strict=True)
+        pictures.append(
+            Picture(
+                original=image,
+                kept=kept_tokens(image, tower.grid, kept, anchors),
+                truth=dataset.classes[truth[i]],
+                predictions=[
+                    Prediction(by, dataset.classes[guess := found[p].predictions[0][i]], guess == truth[i])
+                    for by, p in names
+                ],
+                what=words.KINDS[kind],
+                kept_in_words=f"The same photograph with {len(anchors)} anchors, {len(kept - anchors)} other kept "
+                f"patches, and {tower.num_patches - len(kept)} dropped ones darkened",
+            )
+        )
+    return pictures

@@ -1,0 +1,163 @@
+"""Results as rows of one table: for the terminal and for the page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from anchorprune.report.stats import wilson
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of pruning, or none, on one data set.
+
+    Attributes:
+        name, detail: what the tokens were chosen by, and how.
+        block: the block at whose input they were dropped; None for an unpruned model.
+        accuracy, low, high: top-1 with its 95 % interval, 0 … 1; of several draws the mean.
+        draws: the accuracy of each draw.
+        samples: images.
+        tokens, all_tokens: from that block on, and before it.
+        gmacs: multiply-adds of one image, in billions.
+        images_per_second, speed_up: of the image tower; None where nothing was timed.
+    """
+
+    name: str
+    detail: str
+    block: int | None
+    accuracy: float
+    low: float
+    high: float
+    draws: tuple[float, ...]
+    samples: int
+    tokens: int
+    all_tokens: int
+    gmacs: float
+    images_per_second: float | None = None
+    speed_up: float | None = None
+
+    @property
+    def title(self) -> str:
+        """Name and detail, as the name of a series."""
+        return f"{self.name}, {self.detail}" if self.detail else self.name
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one way of pruning and of the unpruned model, taken in turns on the same images.
+
+    Attributes:
+        images: in each repeat.
+        seconds, unpruned: one number a repeat.
+    """
+
+    images: int
+    seconds: Sequence[float]
+    unpruned: Sequence[float]
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / median(self.seconds)
+
+    @property
+    def ratios(self) -> list[float]:
+        return [dense / pruned for dense, pruned in zip(self.unpruned, self.seconds, strict=True)]
+
+
+def row(
+    name: str, detail: str, results: Sequence[Mapping[str, Any]], all_tokens: int, timing: Timing | None = None
+) -> Row:
+    """The row of one result, or of several draws of the same pruning.
+
+    The interval is that of one draw on these images: draws on the same images do not make them more.
+
+    Args:
+        results: as `results.read` gives them; single-label, so that they have `acc1`.
+        all_tokens: tokens of the unpruned model, which its own result does not say.
+    """
+    first = results[0]
+    pruning = first.get("pruning") or {}
+    draws = tuple(result["metrics"]["acc1"] for result in results)
+    accuracy = fmean(draws)
+    low, high = wilson(accuracy, first["n_samples"])
+    return Row(
+        name=name,
+        detail=detail,
+        block=pruning.get("prune_layer"),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        draws=draws,
+        samples=first["n_samples"],
+        tokens=pruning.get("tokens_after", all_tokens),
+        all_tokens=all_tokens,
+        gmacs=first["cost"]["gmacs"],
+        images_per_second=timing.images_per_second if timing else None,
+        speed_up=median(timing.ratios) if timing else None,
+    )
+
+
+COLUMNS = ("tokens kept by", "before block", "top-1", "95 % interval", "tokens", "GMACs", "images/s", "speed-up")
+
+
+def cells(row: Row) -> list[str]:
+    """The row under `COLUMNS`, as plain text."""
+    return [
+        f"{row.name} ({row.detail})" if row.detail else row.name,
+        MISSING if row.block is None else str(row.block),
+        percent(row.accuracy),
+        f"{100 * row.low:.1f} to {100 * row.high:.1f}",
+        str(row.tokens),
+        f"{row.gmacs:.2f}",
+        MISSING if row.images_per_second is None else f"{row.images_per_second:.0f}",
+        MISSING if row.speed_up is None else times(row.speed_up),
+    ]
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The table for a terminal."""
+    lines = [list(COLUMNS), *map(cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def as_html(rows: Sequence[Row], caption: str) -> str:
+    """The table for the page, in a box of its own that scrolls sideways where it has to.
+
+    On a phone the style sheet breaks each row up; the roles keep it a table for screen readers then.
+    """
+    head = "".join(f'<th role="columnheader" scope="col">{html.escape(column)}</th>' for column in COLUMNS)
+    return (
+        f'<div class="scroll" role="region" aria-label="{html.escape(caption)}" tabindex="0">\n<table role="table">\n'
+        f'<caption>{html.escape(caption)}</caption>\n<thead role="rowgroup"><tr role="row">{head}</tr></thead>\n'
+        '<tbody role="rowgroup">\n' + "\n".join(map(_html_row, rows)) + "\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _html_row(row: Row) -> str:
+    detail = f' <span class="detail">{html.escape(row.detail)}</span>' if row.detail else ""
+    values = "".join(
+        f'<td role="cell" data-label="{html.escape(column)}">{html.escape(cell)}</td>'
+        for column, cell in zip(COLUMNS[1:], cells(row)[1:], strict=True)
+    )
+    return f'<tr role="row"><th role="rowheader" scope="row">{html.escape(row.name)}{detail}</th>{values}</tr>'
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.2f}×"
