@@ -84,3 +84,23 @@ def test_qk_norm_is_part_of_the_attention(images: Tensor) -> None:
     out = nn.functional.scaled_dot_product_attention(block.attn.ln_q(q), block.attn.ln_k(k), v)
     ours = anchorprune.get_vision_attention(visual, images)[0] @ v
     torch.testing.assert_close(ours, out)
+
+
+@pytest.mark.parametrize("positional", [False, True], ids=["keyword", "positional"])
+@torch.no_grad()
+def test_a_mask_is_part_of_the_attention(visual: nn.Module, images: Tensor, positional: bool) -> None:
+    mask = torch.zeros(TOKENS, TOKENS).masked_fill(torch.ones(TOKENS, TOKENS).triu(1).bool(), -float("inf"))
+    transformer = visual.transformer
+    # A tower that hands a mask to its blocks: positionally, as under gradient checkpointing, or by keyword.
+    transformer.set_mask = lambda module, args: (args[0], mask)
+    transformer.register_forward_pre_hook(transformer.set_mask)
+    transformer.grad_checkpointing = positional
+    with anchorprune.prune(visual, "anchor", k_anchors=2, top_m=4, prune_layer=3) as pruning:
+        attention = anchorprune.get_vision_attention(visual, images)
+    for a in attention[:2]:
+        assert (a.triu(1) == 0).all()
+    torch.testing.assert_close(attention[0].sum(-1), torch.ones(attention[0].shape[:-1]))
+    for a in attention[2:]:  # kept tokens ascend, so the gathered mask is causal too
+        assert a.shape[-1] == pruning.tokens_after
+        assert (a.triu(1) == 0).all()
+        assert (a.diagonal(dim1=-2, dim2=-1) > 0).all()

@@ -277,7 +277,7 @@ def test_weights_that_were_trained_with_quickgelu_get_it(world: World, monkeypat
     outcome = command("eval", *flags, *world.three)
     assert outcome.err == [
         f"anchorprune: warning: the weights 'openai' were trained with QuickGELU and the config '{TINY}' has GELU: "
-        "built with QuickGELU"
+        "building it with QuickGELU"
     ]
     assert read("three.json")["model_options"] == {"force_quick_gelu": True}
     kinds = {type(module).__name__ for module in built[0].model.modules()}

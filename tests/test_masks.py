@@ -26,6 +26,10 @@ CASES = {
     "2-D additive": ("default", causal(torch.float32)),
     "3-D, one for each image and head": ("default", random_mask(BATCH * HEADS)),
     "custom block, 2-D": ("custom", random_mask()),
+    "custom block, boolean": ("custom", causal(torch.bool)),
+    "boolean": ("default", causal(torch.bool)),
+    "tokens-first blocks, 2-D": ("tokens first", causal(torch.float32)),
+    "tokens-first blocks, 3-D": ("tokens first", random_mask(BATCH * HEADS)),
     "custom block, 3-D": ("custom", random_mask(BATCH * HEADS)),
     "custom block, 4-D": ("custom", random_mask(BATCH, HEADS)),
     "custom block, 4-D for all heads": ("custom", random_mask(BATCH, 1)),
@@ -47,16 +51,23 @@ def by_hand(mask: Tensor, kept: Tensor, image: int) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_the_mask_is_gathered_for_each_image_in_every_block_from_prune_layer_on(case: str, positional: bool) -> None:
-    block_type, mask = CASES[case]
-    visual = make_visual(block_type=block_type)
+    kind, mask = CASES[case]
+    visual = make_visual(block_type="custom" if kind == "custom" else "default")
     blocks = visual.transformer.resblocks
     x = torch.randn(BATCH, TOKENS, WIDTH, generator=torch.Generator().manual_seed(2))
+    if kind == "tokens first":
+        visual.transformer.batch_first = False
+        for block in blocks:
+            block.attn.batch_first = False
 
     def call(block: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+        """The block on x `[B, N, D]`, whatever its layout."""
+        x = x.transpose(0, 1) if kind == "tokens first" else x
         if not positional:
-            return block(x, attn_mask=mask)
-        # As open_clip itself calls a block under gradient checkpointing.
-        return block(x, None, None, mask) if block_type == "default" else block(x, mask)
+            y = block(x, attn_mask=mask)
+        else:  # as open_clip itself calls a block under gradient checkpointing
+            y = block(x, mask) if kind == "custom" else block(x, None, None, mask)
+        return y.transpose(0, 1) if kind == "tokens first" else y
 
     with anchorprune.prune(visual, "random", keep_patches=6) as pruning:
         y = x
@@ -69,7 +80,7 @@ def test_the_mask_is_gathered_for_each_image_in_every_block_from_prune_layer_on(
     for image in range(BATCH):
         expected = first[image : image + 1, pruning.kept[image]]
         for block in blocks[PRUNE_LAYER - 1 :]:
-            expected = block(expected, attn_mask=by_hand(mask, pruning.kept, image))
+            expected = call(block, expected, by_hand(mask, pruning.kept, image))
         torch.testing.assert_close(y[image : image + 1], expected)
 
 

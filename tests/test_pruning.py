@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from conftest import LAYERS, TOKENS, make_clip, make_visual
@@ -82,10 +84,11 @@ def test_the_warning_names_a_budget_that_does_prune(strategy: str, visual: nn.Mo
     assert anchorprune.prune(visual, strategy, **advice).effective
 
 
+@every_tower
 @every_strategy
 @torch.no_grad()
-def test_restoring_is_exact(strategy: str, images: torch.Tensor) -> None:
-    model = make_visual()
+def test_restoring_is_exact(strategy: str, tower: str, images: torch.Tensor) -> None:
+    model = TOWERS[tower]()
     keys, dense = list(model.state_dict()), model(images)
 
     pruning = anchorprune.prune(model, strategy, **SMALL[strategy])
@@ -99,8 +102,13 @@ def test_restoring_is_exact(strategy: str, images: torch.Tensor) -> None:
     pruning()  # again does nothing
     assert torch.equal(model(images), dense)
 
-    with pytest.raises(ZeroDivisionError), anchorprune.prune(model, strategy, **SMALL[strategy]):
+    def fail(module: nn.Module, args: tuple) -> None:
         raise ZeroDivisionError
+
+    failing = model.transformer.resblocks[2].register_forward_pre_hook(fail)  # in the middle of a forward pass
+    with pytest.raises(ZeroDivisionError), anchorprune.prune(model, strategy, **SMALL[strategy]):
+        model(images)
+    failing.remove()
     assert torch.equal(model(images), dense)
     assert not any(block._forward_pre_hooks or block._forward_hooks for block in model.modules())
 
@@ -155,10 +163,12 @@ def test_reordering_a_batch_reorders_its_outputs(strategy: str, tower: str, imag
         assert torch.equal(pruning.kept, kept[order])
 
 
+@every_tower
 @every_strategy
 @torch.no_grad()
-def test_one_image_alone_gives_what_it_gives_in_a_batch(strategy: str, images: torch.Tensor) -> None:
-    model = make_visual()
+def test_one_image_alone_gives_what_it_gives_in_a_batch_of_64(strategy: str, tower: str) -> None:
+    model = TOWERS[tower]()
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     with anchorprune.prune(model, strategy, **SMALL[strategy]):
         together = model(images)
         alone = torch.cat([model(image.unsqueeze(0)) for image in images])
@@ -218,6 +228,11 @@ def test_a_deep_copy_of_a_pruned_model_is_pruned_on_its_own(visual: nn.Module, i
     assert torch.equal(visual(images), dense)
     assert torch.equal(twin(images), pruned)
     assert pruning.kept is None
+    with pytest.raises(UserError, match=r"already pruned.*anchorprune\.restore\(model\)"):
+        anchorprune.prune(twin, "anchor", k_anchors=2, top_m=4)
+    anchorprune.restore(twin)
+    anchorprune.restore(twin)  # again does nothing
+    assert torch.equal(twin(images), dense)
 
 
 def test_gradients_flow_through_kept_tokens_and_through_no_others(visual: nn.Module, images: torch.Tensor) -> None:
@@ -234,6 +249,34 @@ def test_gradients_flow_through_kept_tokens_and_through_no_others(visual: nn.Mod
     touched = entering[0].grad.abs().sum(-1) > 0
     expected = torch.zeros(len(images), TOKENS, dtype=torch.bool).scatter(1, pruning.kept, True)
     assert torch.equal(touched, expected)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(images: torch.Tensor) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_visual()
+        model.set_grad_checkpointing(checkpointing)
+        with anchorprune.prune(model, "anchor", k_anchors=2, top_m=4):
+            model(images).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@torch.no_grad()
+def test_forward_intermediates_is_refused_while_tokens_are_missing(visual: nn.Module, images: torch.Tensor) -> None:
+    dense = visual.forward_intermediates(images)["image_intermediates"]
+    twin = copy.deepcopy(visual)
+    with anchorprune.prune(twin, "random", keep_patches=4):  # 4 patches would pass for a grid of 2 × 2
+        with pytest.raises(UserError, match=r"forward_intermediates needs the whole grid.*restore\(\)"):
+            twin.forward_intermediates(images)
+        copied = copy.deepcopy(twin)
+    with pytest.raises(UserError, match="forward_intermediates"):
+        copied.forward_intermediates(images)
+    with pytest.warns(UserWarning, match="nothing is dropped"):
+        pruning = anchorprune.prune(twin, "random", keep_patches=16)
+    torch.testing.assert_close(twin.forward_intermediates(images)["image_intermediates"], dense, rtol=0, atol=0)
+    pruning.restore()
+    assert vars(twin).keys() == vars(visual).keys()
 
 
 def test_a_whole_model_and_its_image_tower_alone_are_pruned_alike(images: torch.Tensor) -> None:
@@ -254,7 +297,9 @@ def test_apply_pruning_to_model_with_pruning_off_leaves_the_model_alone(
     restore = anchorprune.apply_pruning_to_model(visual, enable_pruning=False, k_anchors=2, top_m=4)
     assert torch.equal(visual(images), dense)
     assert restore.kept is None
+    assert not restore.effective
     restore()
+    anchorprune.apply_pruning_to_model(nn.Linear(2, 2), enable_pruning=False)  # also one that cannot be pruned
 
 
 def test_pruning_twice_is_one_clear_error(clip: nn.Module) -> None:
@@ -278,6 +323,8 @@ def test_prune_layer_may_be_2_to_the_number_of_blocks(visual: nn.Module, prune_l
         ("random", {"top_m": 5}, "top_m=5: strategy 'random' has no such field; it has .*keep_patches"),
         ("anchor", {"k_anchors": 2.5}, "k_anchors=2.5: must be a whole number"),
         ("anchor", {"top_m": True}, "top_m=True: must be a whole number"),
+        ("anchor", {"alpha": "0.5"}, "alpha='0.5': must be a number"),
+        ("anchor", {"alpha": None}, "alpha=None: must be a number"),
         ("random", {"keep_patches": 0}, "keep_patches=0: must be 1 or more"),
         ("anchor", {"selection": "batch"}, "selection='batch': choose one of per_image, first_image"),
     ],
@@ -285,6 +332,12 @@ def test_prune_layer_may_be_2_to_the_number_of_blocks(visual: nn.Module, prune_l
 def test_a_wrong_strategy_or_field_is_named(visual: nn.Module, strategy: str, fields: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         anchorprune.prune(visual, strategy, **fields)
+
+
+def test_numbers_of_any_kind_make_equal_strategies() -> None:
+    plain = anchorprune.strategies.make_strategy("anchor", k_anchors=2, alpha=1.0)
+    assert anchorprune.strategies.make_strategy("anchor", k_anchors=np.int64(2), alpha=1) == plain
+    assert json.dumps(plain.as_dict())
 
 
 def test_a_strategy_object_serves_as_well_as_its_name(visual: nn.Module, images: torch.Tensor) -> None:

@@ -101,6 +101,17 @@ def test_autocast_does_not_change_the_choice() -> None:
         assert torch.equal(select_tokens_by_pruning(x, q, k, **budget), exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_input_is_scored_in_float32(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2, 60, 64, generator=generator).to(dtype)
+        q, k = torch.randn(2, 2, 4, 60, 16, generator=generator).to(dtype)
+        budget = {"k_anchors": 5, "top_m": 20, "alpha": 0.5, "score_norm": "minmax"}
+        expected = select_tokens_by_pruning(x.float(), q.float(), k.float(), **budget)
+        assert torch.equal(select_tokens_by_pruning(x, q, k, **budget), expected)
+
+
 def test_alpha_one_ranks_by_importance_alone_and_alpha_zero_by_diversity_alone() -> None:
     x, q, k = tensors({"batch": 1, "tokens": 30, "heads": 2, "head_width": 8, "seed": 5})
     budget = {"k_anchors": 3, "top_m": 6}

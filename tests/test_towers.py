@@ -54,6 +54,23 @@ def test_tokens_first_blocks_give_the_same_as_batch_first_ones(images: Tensor) -
 
 
 @torch.no_grad()
+def test_the_tower_of_openais_own_package_is_pruned_too(images: Tensor) -> None:
+    visual = make_visual()
+    with anchorprune.prune(visual, "anchor", k_anchors=2, top_m=4):
+        expected = visual(images)
+    visual.input_resolution = 32  # as it says its size there
+    del visual.image_size, visual.grid_size
+    with anchorprune.prune(visual, "anchor", k_anchors=2, top_m=4) as pruning:
+        assert torch.equal(visual(images), expected)
+    assert pruning.tokens_before == 17
+
+
+def test_cosine_attention_is_refused() -> None:
+    with pytest.raises(UserError, match="cosine attention"):
+        anchorprune.prune(make_visual(block_type="custom", scaled_cosine_attn=True), "random", keep_patches=3)
+
+
+@torch.no_grad()
 def test_patch_dropout_while_training_leaves_fewer_tokens_to_prune(images: Tensor) -> None:
     visual = make_visual(patch_dropout=0.5).train()
     with anchorprune.prune(visual, "anchor", k_anchors=2, top_m=4) as pruning:
@@ -66,6 +83,18 @@ def test_flops_are_those_of_the_published_vit_b_32() -> None:
 
     model = open_clip.create_model("ViT-B-32", pretrained=None, device="meta")
     assert image_tower_flops(model) == 8_817_623_040  # of one 224 px image, 2 per multiply-add
+
+
+def test_flops_of_the_described_defaults_are_those_in_the_documents() -> None:
+    import open_clip
+
+    model = open_clip.create_model("ViT-B-16", pretrained=None, device="meta")
+    gmacs = {None: image_tower_flops(model) / 2e9}
+    for prune_layer in (2, 6):
+        with anchorprune.apply_pruning_to_model(model, prune_layer=prune_layer):
+            gmacs[prune_layer] = image_tower_flops(model) / 2e9
+    assert {layer: round(value, 1) for layer, value in gmacs.items()} == {None: 17.6, 2: 6.6, 6: 10.7}
+    assert gmacs[None] / gmacs[2] == pytest.approx(2.64, abs=0.005)
 
 
 def by_hand(tokens: int, width: int, mlp: int) -> int:
@@ -95,10 +124,12 @@ def test_flops_never_rise_as_the_budget_falls(visual: nn.Module) -> None:
     assert len(set(costs)) == len(costs)
 
 
-def test_counting_flops_changes_nothing(visual: nn.Module, images: Tensor) -> None:
-    visual.train()
+def test_counting_flops_changes_nothing() -> None:
+    visual = make_visual(patch_dropout=0.5).train()
+    visual.transformer.resblocks[1].eval()
+    modes = [module.training for module in visual.modules()]
     before = {name: value.clone() for name, value in visual.state_dict().items()}
-    image_tower_flops(visual)
-    assert visual.training
+    assert image_tower_flops(visual) == image_tower_flops(make_visual())  # of all tokens
+    assert [module.training for module in visual.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in visual.state_dict().items())
     assert all(value.device.type == "cpu" for value in visual.state_dict().values())

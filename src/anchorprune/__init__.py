@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anchorprune.attention import get_vision_attention
     from anchorprune.errors import UserError
-    from anchorprune.pruning import Pruning, apply_pruning_to_model, prune
+    from anchorprune.pruning import Pruning, apply_pruning_to_model, prune, restore
     from anchorprune.strategies.anchor import select_tokens_by_pruning
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ _HOME = {
     "apply_pruning_to_model": "anchorprune.pruning",
     "get_vision_attention": "anchorprune.attention",
     "prune": "anchorprune.pruning",
+    "restore": "anchorprune.pruning",
     "select_tokens_by_pruning": "anchorprune.strategies.anchor",
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     "apply_pruning_to_model",
     "get_vision_attention",
     "prune",
+    "restore",
     "select_tokens_by_pruning",
 ]
 

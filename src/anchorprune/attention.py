@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anchorprune.masks import additive_mask, find_mask
 from anchorprune.pruning import forget_compiled_code
 from anchorprune.tokens import head_attention
 from anchorprune.towers import find_tower
@@ -37,8 +38,9 @@ def get_vision_attention(model: nn.Module, images: Tensor, *, dtype: torch.dtype
     def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = tower.tokens(args[0])
         q, k = tower.query_key(block, x)
-        mask = kwargs.get("attn_mask")
-        attention.append(head_attention(q, k, None if mask is None else _additive(mask, q)).to(dtype))
+        mask = find_mask(block, args, kwargs)
+        addend = None if mask is None else additive_mask(mask, len(x))
+        attention.append(head_attention(q, k, addend).to(dtype))
 
     # Registered after the hooks of a pruning, so that these see the tokens that the block sees.
     hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in tower.blocks]
@@ -50,10 +52,3 @@ def get_vision_attention(model: nn.Module, images: Tensor, *, dtype: torch.dtype
             hook.remove()
         forget_compiled_code()
     return attention
-
-
-def _additive(mask: Tensor, q: Tensor) -> Tensor:
-    """The mask as an addend that broadcasts to `[B, H, N, N]`; True means masked, as in `nn.MultiheadAttention`."""
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, -float("inf"))
-    return mask.unflatten(0, q.shape[:2]) if mask.dim() == 3 else mask

@@ -29,13 +29,14 @@ def image_tower_flops(model: nn.Module) -> int:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     image = torch.empty(1, 3, height, width, device="meta", dtype=next(module.parameters()).dtype)
-    training = module.training
-    module.eval()
+    training = {part: part.training for part in module.modules()}
+    module.eval()  # patch dropout would drop other tokens
     try:
         with FlopCounterMode(display=False) as counter:
             functional_call(module, on_meta, (image,))
     finally:
-        module.train(training)
+        for part, mode in training.items():
+            part.training = mode
     return counter.get_total_flops()
 
 
@@ -68,8 +69,9 @@ def time_in_turns(
 ) -> list[list[float]]:
     """Seconds that `work` takes in each of `states`, `repeats` times each, taken in turns.
 
-    What else the machine does then slows all of them alike, and the ratio within a round means something where the
-    ratio of two separate passes would not. Every other round runs backwards. Run `work` before, so that it is warm.
+    What else the machine does then slows all of them, where of two separate passes it might slow one; yet on a busy
+    machine the threads' waiting for each other hides much of what less work saves (see `waited_seconds`). Every
+    other round runs backwards. Run `work` before, so that it is warm.
 
     Args:
         states: give the context to work in, such as `lambda: prune(model, strategy)`; entering it is not timed.
@@ -82,13 +84,26 @@ def time_in_turns(
         order = range(len(states))
         for i in order if repeat % 2 == 0 else reversed(order):
             with states[i]():
-                start = _clock(device)
+                start = clock(device)
                 work()
-                seconds[i].append(_clock(device) - start)
+                seconds[i].append(clock(device) - start)
     return seconds
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
+
+
+def waited_seconds() -> float:
+    """Seconds that this process has been ready to run and had no processor, because others had them.
+
+    Of the main thread, and on Linux; 0 where the system does not say.
+    """
+    with suppress(OSError, ValueError, IndexError), open("/proc/self/schedstat", encoding="ascii") as file:
+        return int(file.read().split()[1]) / 1e9
+    return 0.0

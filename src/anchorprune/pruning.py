@@ -7,7 +7,6 @@ blocks run their own code, fused attention included, and removing the hooks rest
 
 from __future__ import annotations
 
-import inspect
 import sys
 import warnings
 from types import TracebackType
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorprune.errors import FieldError, UserError
+from anchorprune.masks import find_mask, gather_mask, with_mask
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
 from anchorprune.tokens import TokenPlan, Tokens, gather_tokens
@@ -37,6 +37,9 @@ def prune(model: nn.Module, strategy: str | Strategy = "anchor", **fields: Any) 
 
     Raises:
         UserError: the model cannot be pruned or is pruned already, or a field has an impossible value.
+
+    Drops what torch.compile has compiled in this process, which would not notice; it is compiled again when called.
+    In training keep the model pruned until after `backward()`: gradient checkpointing runs the blocks again.
 
     Warns:
         UserWarning: the budget covers all tokens of this tower, so nothing will be dropped.
@@ -74,7 +77,7 @@ def apply_pruning_to_model(
         score_norm=score_norm,
         importance=importance,
     )
-    return Pruning(find_tower(model), strategy, enabled=enable_pruning)
+    return Pruning(find_tower(model) if enable_pruning else None, strategy)
 
 
 class Pruning:
@@ -83,30 +86,33 @@ class Pruning:
     Attributes:
         strategy: the strategy in force.
         kept: LongTensor `[B, K]`, indices of the kept tokens, prefix included, ascending; all N of them where
-            nothing was dropped. None before the first forward pass.
+            nothing was dropped. None before the first forward pass. Under CUDA graphs (`mode="reduce-overhead"`)
+            clone it before the next forward pass, which overwrites it.
         plan: all that the strategy returned (None where nothing was dropped).
         tokens_before, tokens_after: N and K. None before the first forward pass.
     """
 
-    def __init__(self, tower: Tower, strategy: Strategy, enabled: bool = True) -> None:
+    def __init__(self, tower: Tower | None, strategy: Strategy) -> None:
         self.strategy = strategy
         self.kept: Tensor | None = None
         self.plan: TokenPlan | None = None
         self.tokens_before: int | None = None
         self.tokens_after: int | None = None
-        self._tower = tower
         self._hooks: list[Any] = []
-        if not enabled:
+        if tower is None:  # pruning is switched off
             return
+        self._tower = tower
 
         if (earlier := active_pruning(tower)) is not None:
             raise UserError(
                 f"this model is already pruned ({earlier.strategy}): call restore() on the handle that prune() "
-                "returned before pruning it again"
+                "returned, or anchorprune.restore(model), before pruning it again"
             )
         if strategy.prune_layer > len(tower.blocks):
             raise FieldError(
-                "prune_layer", strategy.prune_layer, f"this tower has {len(tower.blocks)} blocks; choose 2 … that"
+                "prune_layer",
+                strategy.prune_layer,
+                f"this tower has blocks 1 … {len(tower.blocks)}; choose one from 2 on",
             )
         if strategy.keep_count(tower.num_tokens, tower.num_prefix_tokens) >= tower.num_tokens:
             warnings.warn(
@@ -116,13 +122,13 @@ class Pruning:
                 stacklevel=3,
             )
 
-        parameters = list(inspect.signature(tower.blocks[0].forward).parameters)
-        self._mask_index = parameters.index("attn_mask") if "attn_mask" in parameters else None
         first = strategy.prune_layer - 1
         self._hooks = [tower.blocks[first].register_forward_pre_hook(self._drop_tokens, with_kwargs=True)]
         self._hooks += [
             block.register_forward_pre_hook(self._gather_mask, with_kwargs=True) for block in tower.blocks[first:]
         ]
+        if hasattr(tower.module, "forward_intermediates"):
+            tower.module.__dict__["forward_intermediates"] = self._refuse_intermediates
         forget_compiled_code()
 
     def restore(self) -> None:
@@ -131,6 +137,7 @@ class Pruning:
             for hook in self._hooks:
                 hook.remove()
             self._hooks = []
+            self._tower.module.__dict__.pop("forward_intermediates", None)
             forget_compiled_code()
 
     __call__ = restore
@@ -152,6 +159,8 @@ class Pruning:
         """Whether this budget drops tokens: in the last forward pass, or before one, at the tower's own image size."""
         if self.tokens_before is not None and self.tokens_after is not None:
             return self.tokens_after < self.tokens_before
+        if not self._hooks:
+            return False
         tower = self._tower
         return self.strategy.keep_count(tower.num_tokens, tower.num_prefix_tokens) < tower.num_tokens
 
@@ -178,41 +187,24 @@ class Pruning:
 
     def _gather_mask(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-hook of the blocks from ℓ on: an attention mask, where there is one, at the kept tokens."""
-        if self.plan is None:
+        mask = find_mask(block, args, kwargs)
+        if self.plan is None or mask is None:
             return None
-        if kwargs.get("attn_mask") is not None:
-            mask = gather_mask(kwargs["attn_mask"], self.plan.keep, block.attn.num_heads)
-            return args, {**kwargs, "attn_mask": mask}
-        i = self._mask_index
-        if i is not None and i < len(args) and args[i] is not None:
-            mask = gather_mask(args[i], self.plan.keep, block.attn.num_heads)
-            return (*args[:i], mask, *args[i + 1 :]), kwargs
-        return None
+        return with_mask(block, args, kwargs, gather_mask(mask, self.plan.keep, block.attn.num_heads))
+
+    def _refuse_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the tower's `forward_intermediates`, which would lay the kept tokens out as the whole grid."""
+        module: Any = self._tower.module
+        if not self.effective:
+            return type(module).forward_intermediates(module, *args, **kwargs)
+        raise UserError("forward_intermediates needs the whole grid of tokens: restore() this pruned model first")
 
 
-def gather_mask(mask: Tensor, keep: Tensor, num_heads: int) -> Tensor:
-    """An attention mask at the kept tokens of each image.
-
-    Args:
-        mask: `[N, N]`, `[B·H, N, N]`, or `[B or 1, H or 1, N, N]`; boolean or additive.
-        keep: `[B, K]`.
-
-    Returns:
-        `[B·H, K, K]` for the first two, which is the form that per-image masks have there;
-        `[B, H or 1, K, K]` for the last.
-    """
-    batch, kept = keep.shape
-    n = mask.shape[-1]
-    if mask.dim() == 2:
-        per_head = mask.expand(batch, num_heads, n, n)
-    elif mask.dim() == 3:
-        per_head = mask.unflatten(0, (batch, -1))
-    else:
-        per_head = mask.expand(batch, -1, n, n)
-    heads = per_head.shape[1]
-    rows = per_head.gather(2, keep[:, None, :, None].expand(batch, heads, kept, n))
-    both = rows.gather(3, keep[:, None, None, :].expand(batch, heads, kept, kept))
-    return both if mask.dim() == 4 else both.flatten(0, 1)
+def restore(model: nn.Module) -> None:
+    """Make `model` what it was before it was pruned, without the handle: a deep copy's, say. No-op if unpruned."""
+    pruning = active_pruning(find_tower(model))
+    if pruning is not None:
+        pruning.restore()
 
 
 def active_pruning(tower: Tower) -> Pruning | None:

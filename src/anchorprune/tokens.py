@@ -55,7 +55,9 @@ def mean_attention(q: Tensor, k: Tensor) -> Tensor:
     Returns:
         `[B, N, N]`; row = the token that looks, column = the token looked at. float32 (float64 for float64 input).
     """
-    return head_attention(q, k).mean(dim=1)
+    heads, first = q.shape[1], head_attention(q[:, :1], k[:, :1])
+    # Head by head: all heads at once would need H times the memory, more than the fused attention of a whole block.
+    return sum((head_attention(q[:, h : h + 1], k[:, h : h + 1]) for h in range(1, heads)), first).squeeze(1) / heads
 
 
 def head_attention(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:

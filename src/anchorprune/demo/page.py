@@ -38,8 +38,15 @@ def describe(
     rows: Sequence[Row],
     timings: Sequence[Timing],
     command: str,
+    warning: str = "",
 ) -> str:
-    """The page as HTML. `found`, `rows` and `timings` belong together, one for each way of pruning."""
+    """The page as HTML.
+
+    Args:
+        found, rows, timings: belong together, one for each way of pruning.
+        command: what was typed.
+        warning: what to know of the numbers before anything else.
+    """
 
     def place(way: Way) -> int:
         return next(i for i, one in enumerate(found) if one.way == way)
@@ -55,7 +62,7 @@ def describe(
         page.Page(
             title=words.headline(rows[described], rows[unpruned]),
             kicker="anchorprune demo: the described method, defaults, on the bundled model and photos",
-            findings=[against_random, words.best(rows, rows[unpruned])],
+            findings=[text for text in (warning, against_random, words.best(rows, rows[unpruned])) if text],
             rows=rows,
             rows_notes=[
                 note
@@ -68,7 +75,8 @@ def describe(
                 if note
             ],
             points=[
-                Point(row.title, _label(row), row.gmacs, row.accuracy, row.low, row.high) for row in rows
+                Point(row.title, _label(row, one.way), row.gmacs, row.accuracy, row.low, row.high)
+                for row, one in zip(rows, found, strict=True)
             ],
             chart_notes=[
                 "Bars are 95 % intervals. The accuracy axis does not start at zero. Markers that would cover each "
@@ -77,7 +85,9 @@ def describe(
             pictures=_pictures(loaded, dataset, indices, truth, found, (unpruned, described, drawn)),
             pictures_notes=[
                 f"Left, the photo as the model saw it; right, the {rows[described].tokens - 1} patches that the "
-                "described method kept for the rest of the model. The first block saw all of them.",
+                "described method kept for the rest of the model. The first block saw all of them. Below, what the "
+                "model took the photo for: unpruned, pruned by the described method (anchor), and with the first random "
+                "draw.",
                 words.changes_note(truth, before, after),
             ],
             facts=_facts(found[described].results[0], timings[described].ratios, len(dataset.classes)),
@@ -93,8 +103,8 @@ def describe(
     )  # fmt: skip
 
 
-def _label(row: Row) -> str:
-    return row.detail if row.block is None else f"{row.name}, block {row.block}"
+def _label(row: Row, way: Way) -> str:
+    return way.short if row.block is None else f"{way.short}, block {row.block}"
 
 
 def _facts(result: dict[str, Any], ratios: Sequence[float], classes: int) -> dict[str, str]:
@@ -144,7 +154,7 @@ def _pictures(
             if plan and plan.anchors is not None
             else set()
         )
-        names = zip(("unpruned", "pruned", "random"), places, strict=True)
+        names = zip((UNPRUNED.short, DESCRIBED.short, f"{RANDOM.short} (1st)"), places, strict=True)
         pictures.append(
             Picture(
                 original=image,

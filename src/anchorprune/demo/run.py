@@ -9,6 +9,7 @@ import random
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from anchorprune.runs import Run, config_of, plan_runs, result_of, settings_of
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
 
-TIMED, REPEATS = 16, 5  # photos at once in the timing, and rounds of it
+REPEATS = 5  # rounds of the timing
+BUSY = 0.05  # share of the timing spent waiting for the processor from which on its numbers are called unreliable
 PICTURES = {"lost": 4, "gained": 2, "neither": 1, "kept": 5}  # photos shown of each of `words.KINDS`
 SCALE = 3  # of the pictures
 EVAL = ["eval", "--model", demo.MODEL, "--pretrained", demo.TAG, "--dataset", demo.TAG, "--no_amp"]
@@ -47,6 +49,7 @@ class Way:
 
     name: str
     detail: str
+    short: str  # its name where there is little room
     file: str
     strategy: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -65,13 +68,13 @@ class Way:
 
 
 CHANGED = {"score_norm": "minmax", "importance": "from_anchors"}
-UNPRUNED = Way("everything", "unpruned", "unpruned")
-DESCRIBED = Way("anchor", "as described", "anchor", "anchor")
-RANDOM = Way("random", "mean of 3 draws", "random", "random", draws=3)
+UNPRUNED = Way("everything", "unpruned", "unpruned", "unpruned")
+DESCRIBED = Way("anchor", "as described", "anchor", "anchor", "anchor")
+RANDOM = Way("random", "mean of 3 draws", "random", "random", "random", draws=3)
 WAYS = (
     UNPRUNED,
     DESCRIBED,
-    Way("anchor", "minmax, from_anchors", "anchor_minmax_from_anchors", "anchor", CHANGED),
+    Way("anchor", "minmax, from_anchors", "minmax", "anchor_minmax_from_anchors", "anchor", CHANGED),
     RANDOM,
     dataclasses.replace(DESCRIBED, file="anchor_block4", fields={"prune_layer": 4}),
     dataclasses.replace(RANDOM, file="random_block4", fields={"prune_layer": 4}),
@@ -154,9 +157,10 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
     import torch
     from tqdm import tqdm
 
-    from anchorprune.cost import time_in_turns
+    from anchorprune.cost import time_in_turns, waited_seconds
     from anchorprune.datasets import open_dataset
     from anchorprune.datasets.sampling import choose
+    from anchorprune.demo import words
     from anchorprune.demo.page import describe
     from anchorprune.evaluate import evaluate
     from anchorprune.pruning import prune
@@ -173,7 +177,7 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
     rounds = sum(way.draws for way in WAYS)
     with tqdm(total=rounds * len(indices), unit="image", disable=not (verbose and sys.stderr.isatty())) as bar:
         for way in WAYS:
-            bar.set_description(way.name)
+            bar.set_description(way.short)
             each = []
             for strategy, file in zip(way.strategies(), way.files(), strict=True):
                 each.append(evaluate(loaded, dataset, strategy, settings))
@@ -183,10 +187,12 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
                 bar.update(len(indices))
             found.append(Found(way, [one.result for one in each], [one.predictions.tolist() for one in each]))
         bar.set_description("timing, in turns")
-        batch = torch.stack([dataset.items[i][0] for i in indices[:TIMED]]).to(settings.device)
+        batch = torch.stack([dataset.items[i][0] for i in indices[: settings.batch_size]]).to(settings.device)
         states = [_state(prune, loaded.model, way.strategies()[0]) for way in WAYS]
         with torch.inference_mode(), settings.autocast():
+            before, start = waited_seconds(), time.perf_counter()
             seconds = time_in_turns(states, lambda: loaded.model.encode_image(batch), settings.device, REPEATS)
+            busy = (waited_seconds() - before) / (time.perf_counter() - start)
 
     all_tokens = find_tower(loaded.model).num_tokens
     timings = [Timing(len(batch), of_way, seconds[0]) for of_way in seconds]
@@ -194,8 +200,9 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
         row(one.way.name, one.way.detail, one.results, all_tokens, timing)
         for one, timing in zip(found, timings, strict=True)
     ]
-    page = describe(loaded, dataset, indices, found, rows, timings, command)
-    return page, as_text(rows)
+    warning = words.busy_note(busy) if busy > BUSY else ""
+    page = describe(loaded, dataset, indices, found, rows, timings, command, warning)
+    return page, "\n\n".join(filter(None, [as_text(rows), warning]))
 
 
 def _state(prune: Any, model: Any, strategy: Strategy | None) -> Callable[[], AbstractContextManager[Any]]:

@@ -75,8 +75,17 @@ def about_the_model(classes: int) -> str:
     """What these numbers are not."""
     return (
         f"The bundled model is a small CLIP trained for this demonstration: it knows the {classes} classes of the "
-        "bundled photos and nothing else. Other models react differently. For real work name one of open_clip's, "
+        "bundled photos and nothing else, and it was trained with part of the patches left out at random, which helps "
+        "random. Other models react differently. For real work name one of open_clip's, "
         "such as --model ViT-B-16-quickgelu --pretrained openai, and your own data."
+    )
+
+
+def busy_note(share: float) -> str:
+    """That the speeds are not to be trusted: `share` of the time went by waiting for the processor."""
+    return (
+        "Other programs used the processor while speeds were measured (this one waited for it "
+        f"{100 * share:.0f} % of the time): the speeds here are not reliable. Run it again when the machine is idle."
     )
 
 

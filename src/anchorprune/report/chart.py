@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-FONT = 12  # pixels; a character is taken to be 0.56 of it wide
+FONT = 12  # pixels; a character is taken to be 0.6 of it wide
 _HEIGHT = FONT + 3
 MARK = 5.5  # half a marker's size
 
@@ -85,7 +85,7 @@ def layout(points: Sequence[Point], width: int, height: int) -> Layout:
     if not points:
         raise ValueError("a chart needs points")
     plot = Box(46, 12, width - 12, height - 44)
-    x_values = ticks(0, 1.06 * max(point.gmacs for point in points), max(3, round((plot.right - plot.left) / 90)))
+    x_values = ticks(0, 1.06 * max(point.gmacs for point in points), max(5, round((plot.right - plot.left) / 90)))
     low, high = 100 * min(point.low for point in points), 100 * max(point.high for point in points)
     y_values = ticks(max(0, low - 3), min(100, high + 3), max(3, round((plot.bottom - plot.top) / 55)))
 
@@ -104,7 +104,7 @@ def layout(points: Sequence[Point], width: int, height: int) -> Layout:
     taken += [Box(x - 4, high_y, x + 4, low_y) for _, x, _, low_y, high_y in spots]
     placed = []
     for point, x, y, low_y, high_y in spots:
-        label = _free_box(0.56 * FONT * len(point.label), x, y, plot, taken)
+        label = _free_box(0.6 * FONT * len(point.label), x, y, plot, taken)
         taken.append(label)
         placed.append(Placed(point, x, y, low_y, high_y, label))
     return Layout(
@@ -113,12 +113,12 @@ def layout(points: Sequence[Point], width: int, height: int) -> Layout:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that begin at or below `low` and end at or
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that begin at or below `low` and end at or
     above `high`."""
     span = max(high - low, 1e-9)
     rough = span / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
@@ -240,7 +240,7 @@ def _spot(spot: Placed, kind: str, index: int) -> list[str]:
         toward = box.top if middle > spot.y else box.bottom
         end = (near, middle) if near != x else (x, toward)
         lines.append(f'<path class="leader" d="M{x:.1f} {spot.y:.1f}L{end[0]:.1f} {end[1]:.1f}"/>')
-    lines.append(_text(box.left, middle + 4, spot.point.label, "start", f' textLength="{box.right - box.left:.1f}"'))
+    lines.append(_text(box.left, middle + 4, spot.point.label, "start"))
     return [*lines, "</g>"]
 
 
@@ -248,8 +248,8 @@ def _class(series: Sequence[str], name: str) -> str:
     return f"s{series.index(name) % 4}"
 
 
-def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{html.escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
 def _in_words(points: Sequence[Point]) -> str:

@@ -63,7 +63,7 @@ def render(page: Page) -> str:
         # A browser that opens the file asks for nothing else, not even for an icon.
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(page.title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n<header>\n"
-        f'<p class="kicker">{html.escape(page.kicker)}</p>\n<h1>{html.escape(page.title)}</h1>\n'
+        f'<p class="kicker">{_text(page.kicker)}</p>\n<h1>{_text(page.title)}</h1>\n'
         f"{_notes(page.findings, 'lead')}\n</header>\n<main>\n" + "\n".join(sections) + "\n</main>\n"
         f"<footer>\n{_credits(page.credits)}\n</footer>\n</body>\n</html>\n"
     )
@@ -81,13 +81,18 @@ def _section(heading: str, *content: str) -> str:
 
 def _notes(paragraphs: Sequence[str], kind: str = "note") -> str:
     style = f' class="{kind}"' if kind else ""
-    return "\n".join(f"<p{style}>{html.escape(text)}</p>" for text in paragraphs)
+    return "\n".join(f"<p{style}>{_text(text)}</p>" for text in paragraphs)
+
+
+def _text(text: str) -> str:
+    """Escaped; a number and its percent sign stay on one line."""
+    return html.escape(text).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _chart(page: Page) -> str:
     wide = chart.svg(page.points, "wide").replace('class="chart"', 'class="chart wide"', 1)
     narrow = chart.svg(page.points, "narrow", 343, 380).replace('class="chart"', 'class="chart narrow"', 1)
-    notes = " ".join(html.escape(note) for note in page.chart_notes)
+    notes = " ".join(_text(note) for note in page.chart_notes)
     return (
         f'<figure>\n<div class="plot">\n{wide}\n{narrow}\n{chart.legend(page.points)}\n</div>\n'
         f"<figcaption>{notes}</figcaption>\n</figure>"

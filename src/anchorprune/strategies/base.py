@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anchorprune.errors import FieldError
@@ -38,8 +39,13 @@ class Strategy(ABC):
             value, choices = getattr(self, field.name), field.metadata.get("choices")
             if choices and value not in choices:
                 raise FieldError(field.name, value, f"choose one of {', '.join(choices)}")
-            if isinstance(field.default, int) and (not isinstance(value, int) or isinstance(value, bool)):
-                raise FieldError(field.name, value, "must be a whole number")
+            if isinstance(field.default, (int, float)):
+                whole = isinstance(field.default, int)
+                if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
+                    raise FieldError(field.name, value, f"must be a {'whole ' if whole else ''}number")
+                # One kind of number whatever came in (a NumPy integer, 1 for 1.0), so that equal settings are equal.
+                number: Any = value
+                object.__setattr__(self, field.name, int(number) if whole else float(number))
         if self.prune_layer < 2:
             raise FieldError("prune_layer", self.prune_layer, "must be 2 or more: block 1 always sees every token")
 

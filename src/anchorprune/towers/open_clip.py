@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -29,14 +29,8 @@ _WINDOWED = ("Swin", "Hiera")
 
 # Models that come with their weights; --pretrained has no meaning then.
 _SCHEMAS = ("hf-hub:", "local-dir:")
-# What open_clip, torch, safetensors and hub clients raise for weights that are damaged, wrong or out of reach.
-_LOADING_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, ImportError, UnpicklingError,
-)  # fmt: skip
-with suppress(ImportError):
-    from safetensors import SafetensorError
-
-    _LOADING_ERRORS += (SafetensorError,)
+# What open_clip, torch and hub clients raise for weights that are out of reach or do not fit.
+_LOADING_ERRORS = (RuntimeError, OSError, EOFError, ValueError, KeyError, ImportError, UnpicklingError)
 
 
 def match(model: nn.Module) -> OpenClipTower | None:
@@ -61,17 +55,27 @@ def match(model: nn.Module) -> OpenClipTower | None:
     attention = blocks[0].attn
     if not isinstance(getattr(attention, "in_proj_weight", None), Tensor):
         raise UserError(f"cannot prune {kind}: {type(attention).__name__} has no joint query-key-value projection")
+    if getattr(attention, "logit_scale", None) is not None:
+        raise UserError(f"cannot prune {kind}: its blocks use cosine attention, which anchorprune does not score")
     # Blocks were tokens-first up to 2.24 and are batch-first or either since; the transformer says so where it
     # does the transposing, and otherwise the attention knows.
     batch_first = getattr(visual.transformer, "batch_first", getattr(attention, "batch_first", True))
+    # OpenAI's own package has this tower under other names.
+    height, width = to_pair(getattr(visual, "image_size", None) or visual.input_resolution)
+    patch_height, patch_width = visual.conv1.kernel_size
     return OpenClipTower(
         module=visual,
         blocks=list(blocks),
         batch_first=batch_first,
         num_prefix_tokens=1,
-        grid=tuple(visual.grid_size),
-        image_size=tuple(visual.image_size),
+        grid=(height // patch_height, width // patch_width),
+        image_size=(height, width),
     )
+
+
+def to_pair(size: Any) -> tuple[int, int]:
+    """Height and width of `size`, which is both or each of them."""
+    return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
 @dataclass
@@ -84,9 +88,6 @@ class OpenClipTower(Tower):
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[: 2 * width]
         qk = F.linear(block.ln_1(x), attention.in_proj_weight[: 2 * width], bias)
         q, k = qk.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, d]
-        if getattr(attention, "logit_scale", None) is not None:  # cosine attention: no division by √d
-            scale = attention.logit_scale.clamp(max=attention.logit_scale_max).exp() * q.shape[-1] ** 0.5
-            return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
         if hasattr(attention, "ln_q"):
             return attention.ln_q(q), attention.ln_k(k)
         return q, k
@@ -150,15 +151,18 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
                 require_pretrained=bool(pretrained and not bundled) or model.startswith(_SCHEMAS),
             )
             tokenizer = open_clip.get_tokenizer(model)
-        except _LOADING_ERRORS as error:
+        except Exception as error:
+            # Reading a file that somebody takes for a checkpoint can raise anything.
+            if not isinstance(error, _LOADING_ERRORS) and not os.path.isfile(pretrained):
+                raise
             raise _loading_error(model, pretrained, error) from error
     if bundled:
         demo.load_weights(built)
         log = []  # it says that no weights were loaded
     if force_quick_gelu:
         warnings.warn(
-            f"the weights {pretrained!r} were trained with QuickGELU and the config {model!r} has GELU: built with "
-            "QuickGELU",
+            f"the weights {pretrained!r} were trained with QuickGELU and the config {model!r} has GELU: building it "
+            "with QuickGELU",
             stacklevel=2,
         )
     for line in log:
@@ -203,7 +207,8 @@ def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
                 f"--pretrained {pretrained}: holds weights of another architecture than {model} ({lines[1][:120]}); "
                 "give the --model that it was saved from"
             )
-        return UserError(f"--pretrained {pretrained}: is damaged or no checkpoint ({' '.join(lines)[:160]})")
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        return UserError(f"--pretrained {pretrained}: is damaged or no checkpoint ({kind}{' '.join(lines)[:160]})")
     reason = " ".join(lines).rpartition("Last error: ")[2]
     return UserError(
         f"--model {model} --pretrained {pretrained}: cannot get the weights ({reason[:200]}); "
