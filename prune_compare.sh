@@ -15,6 +15,7 @@ template='{dataset}_{pretrained}_{model}_{language}_{task}.json'
 
 demo=yes
 skip=no
+attention=no
 unpruned=()
 for flag in "$@"; do
   case $flag in
@@ -24,9 +25,10 @@ for flag in "$@"; do
       ;;
     --mod* | --pret* | --dat*) demo=no ;;
     --skip_e*) skip=yes ;;
+    --ex*) attention=yes ;;
   esac
   # argparse takes --out for --output, and --enable for --enable_pruning.
-  if [[ $flag == --o* && --output == "${flag%%=*}"* ]]; then
+  if [[ $flag == --o* && --output == "${flag%%=*}"* || $flag == --attention_o* ]]; then
     echo "$(basename "$0"): $flag: the results have their places under prune_compare/; leave it out" >&2
     exit 2
   fi
@@ -42,10 +44,17 @@ start=prune_compare/.start.$$
 trap 'rm -f "$start"; rmdir prune_compare/unpruned prune_compare/pruned prune_compare 2>/dev/null || true' EXIT
 touch "$start"
 
+unpruned_out=(--output "prune_compare/unpruned/$template")
+pruned_out=(--output "prune_compare/pruned/$template")
+if [[ $attention == yes ]]; then
+  unpruned_out+=(--attention_output 'prune_compare/unpruned/attention_{dataset}_{pretrained}_{model}.pt')
+  pruned_out+=(--attention_output 'prune_compare/pruned/attention_{dataset}_{pretrained}_{model}.pt')
+fi
+
 echo "== unpruned (pruning flags have no effect in this run)"
-"$python" "$here/clip_benchmark/cli.py" eval "${unpruned[@]}" --output "prune_compare/unpruned/$template"
+"$python" "$here/clip_benchmark/cli.py" eval "${unpruned[@]}" "${unpruned_out[@]}"
 echo "== pruned"
-"$python" "$here/clip_benchmark/cli.py" eval "$@" --enable_pruning --output "prune_compare/pruned/$template"
+"$python" "$here/clip_benchmark/cli.py" eval "$@" --enable_pruning "${pruned_out[@]}"
 
 # The pairs of which this run wrote a half: --skip_existing may keep the other. If it kept all, every pair.
 written=()
@@ -65,5 +74,5 @@ if [[ ${#written[@]} -eq 0 ]]; then
 fi
 for name in "${written[@]}"; do
   echo
-  "$python" -m anchorprune compare "prune_compare/unpruned/$name" "prune_compare/pruned/$name"
+  "$python" "$here/clip_benchmark/cli.py" compare "prune_compare/unpruned/$name" "prune_compare/pruned/$name"
 done

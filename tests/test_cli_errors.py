@@ -179,6 +179,12 @@ def test_data_that_is_not_there(world: World, flags: list[str], said: str) -> No
     assert said in refused("eval", *world.model, *world.three, "--num_workers", 0, "--output", "r.json", *flags)
 
 
+@pytest.mark.usefixtures("no_load")
+def test_of_several_data_sets_none_is_evaluated_where_one_is_not_there(world: World) -> None:
+    several = ["--dataset", "wds/three", "cifar11", *world.three[2:], "--output", "{dataset}.json"]
+    assert "--dataset cifar11: neither a data set" in refused("eval", *world.model, *several)
+
+
 def test_an_unknown_split_of_a_zoo_data_set(world: World) -> None:
     line = refused("eval", *world.model, *world.cifar10, "--split", "val", "--output", "r.json")
     assert "--split val: Only `train` and `test` split available for cifar10" in line
@@ -187,33 +193,37 @@ def test_an_unknown_split_of_a_zoo_data_set(world: World) -> None:
 # --- the model
 
 
+@pytest.mark.usefixtures("no_load")
 def test_a_block_that_the_tower_does_not_have(world: World) -> None:
     flags = ["--save_clf", "clf.pt", *PRUNED, "--num_workers", 0, "--output", "r.json"]
     line = refused("eval", *world.model, *world.three, *flags, "--prune_layer", 5)
-    assert "--prune_layer 5: this tower has 4 blocks" in line
-    assert command("eval", *world.model, *world.three, *flags, "--prune_layer", 4).code == 0
+    assert "--prune_layer 5: this tower has blocks 1 … 4" in line
+    with pytest.raises(AssertionError, match="the model is loaded"):
+        command("eval", *world.model, *world.three, *flags, "--prune_layer", 4)
 
 
+@pytest.mark.usefixtures("no_load")
 @pytest.mark.parametrize(
     ("name", "vision", "said"),
     [
         (
             "cli-resnet",
             {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
-            "cannot prune ModifiedResNet: it is a ResNet, and convolutions need the whole grid of pixels",
+            "ModifiedResNet: it is a ResNet, and convolutions need the whole grid of pixels",
         ),
         (
             "cli-convnext",
             {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear"},
-            "cannot prune TimmModel: ConvNeXt is convolutional and needs the whole grid of pixels",
+            "TimmModel: ConvNeXt is convolutional and needs the whole grid of pixels",
         ),
     ],
 )
 def test_a_convolutional_tower_cannot_be_pruned(world: World, name: str, vision: dict[str, object], said: str) -> None:
     register(world.folder, name, **vision)
     weights = checkpoint(world.folder / f"{name}.pt", name)
-    flags = ["--model", name, "--pretrained", weights, "--save_clf", "clf.pt", "--output", "r.json"]
-    assert said in refused("eval", *flags, *world.three, "--num_workers", 0, "--enable_pruning")
+    flags = ["--model", name, "--pretrained", weights, *world.three, "--save_clf", "clf.pt", "--output", "r.json"]
+    assert f"--model {name}: cannot prune {said}" in refused("eval", *flags, "--enable_pruning")
+    assert f"--model {name}: cannot read the attention of {said}" in refused("eval", *flags, "--extract_attention")
 
 
 # --- no network, and nothing else on stderr

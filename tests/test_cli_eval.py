@@ -22,6 +22,7 @@ from test_cli_material import (
     make_world,
     read,
     register,
+    slug,
 )
 from torch import nn
 from torchvision.datasets import ImageFolder
@@ -125,7 +126,7 @@ def test_both_data_sets_of_one_command_are_pruned_by_the_model_that_is_loaded_on
     assert outcome.code == 0, outcome.err
     assert loads == [(TINY, str(world.weights))]
     for name in datasets:
-        together = read(f"{name.replace('/', '_')}.json")
+        together = read(slug(name) + ".json")
         assert (together["pruning"]["tokens_before"], together["pruning"]["tokens_after"]) == (17, 8)
         alone = evaluated(*world.model, "--dataset", name, *PRUNED, "--no_amp", "--output", "alone.json")
         assert alone["metrics"] == together["metrics"]
@@ -155,6 +156,13 @@ def test_pruning_flags_without_enable_pruning_have_no_effect_and_one_line_says_s
         "anchorprune: warning: without --enable_pruning, --strategy, --k_anchors, --alpha have no effect"
     ]
     assert (outcome.code, read("r.json")["pruning"]) == (0, None)
+
+
+def test_attention_output_without_extract_attention_has_no_effect_and_one_line_says_so(world: World) -> None:
+    flags = ["--attention_output", "a.pt", "--num_workers", 0, "--output", "r.json"]
+    outcome = command("eval", *world.model, *world.three, *flags)
+    assert outcome.err == ["anchorprune: warning: without --extract_attention, --attention_output has no effect"]
+    assert (outcome.code, Path("a.pt").exists()) == (0, False)
 
 
 def test_a_tower_that_cannot_be_pruned_can_be_evaluated(world: World) -> None:

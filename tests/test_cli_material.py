@@ -69,6 +69,11 @@ def read(path: Any) -> dict[str, Any]:
     return json.loads(Path(path).read_text())
 
 
+def slug(dataset: str) -> str:
+    """What `{dataset}` makes of a data set's name."""
+    return dataset.removeprefix("wds/").replace(":", "_").replace("/", "_").replace("__", "_")
+
+
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below, with the files' content."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}

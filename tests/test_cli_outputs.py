@@ -20,6 +20,7 @@ from test_cli_material import (
     make_world,
     read,
     register,
+    slug,
     tree,
 )
 
@@ -114,12 +115,16 @@ def test_every_combination_of_models_data_sets_and_languages_has_its_file(
 def test_two_runs_with_one_name_are_refused_before_the_work(world: World, here: Path, loads: list[object]) -> None:
     outcome = command(*named(world, "--language", "en", "jp", "--output", "{dataset}.json"))
     assert outcome.code == 2
-    assert outcome.err == [
-        "anchorprune: error: --output three.json: names one file for 2 evaluations; put {model}, {dataset}… in it"
-    ]
-    attention = ["--extract_attention", "--output", "{language}.json"]
-    outcome = command(*named(world, "--language", "en", "jp", *attention))
-    assert "--attention_output attention_three_tiny.pt_cli-tiny.pt: names one file for 2 evaluations" in outcome.err[0]
+    said = "anchorprune: error: --output three.json: would be written 2 times; put {model}, {dataset}… in it"
+    assert outcome.err == [said]
+    for flags, said in (
+        (["--extract_attention"], "--attention_output attention_three_tiny.pt_cli-tiny.pt: would be written 2 times"),
+        (["--save_clf", "clf.pt"], "--save_clf clf.pt: would be written 2 times; evaluate one model and data set at"),
+    ):
+        [line] = command(*named(world, "--language", "en", "jp", "--output", "{language}.json", *flags)).err
+        assert said in line
+    [line] = command(*named(world, "--save_clf", "r.out", "--output", "./r.out")).err
+    assert "--output ./r.out: would be written 2 times" in line
     assert (tree(here), loads) == ({}, [])
 
 
@@ -143,7 +148,7 @@ def test_skip_existing_skips_what_is_done(world: World, loads: list[object]) -> 
 def test_a_pruned_run_never_takes_the_unpruned_result_for_its_own(world: World) -> None:
     command(*named(world, "--output", "r.json"))
     again = command(*named(world, *PRUNED, "--output", "r.json", "--skip_existing"))
-    assert again.out[0] == "r.json holds another configuration: evaluating again."
+    assert again.out[0] == "r.json is not the result of these very settings: evaluating again."
     assert read("r.json")["pruning"]["tokens_after"] == 8
 
 
@@ -158,6 +163,23 @@ def test_other_settings_are_evaluated_again(world: World, change: list[object]) 
     before = read("r.json")["config_hash"]
     assert command(*named(world, *change, "--output", "r.json", "--skip_existing")).code == 0
     assert read("r.json")["config_hash"] != before
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        (["--extract_attention", "--attention_output", "a.pt"], "a.pt"),
+        (["--save_clf", "clf.pt"], "clf.pt"),
+        (["--dump_classnames"], None),
+        (["--dump_templates"], None),
+    ],
+)
+def test_what_else_is_asked_for_must_be_there_too(world: World, more: list[str], path: str | None) -> None:
+    flags = named(world, "--output", "r.json", "--skip_existing")
+    command(*flags)
+    assert not command(*flags, *more).out[0].startswith("Skip")
+    assert path is None or Path(path).exists()
+    assert command(*flags, *more).out == ["Skip r.json, exists already."]
 
 
 def test_other_weights_under_the_same_name_are_evaluated_again(world: World) -> None:
@@ -205,7 +227,7 @@ def test_ranks_share_the_runs_without_overlap(world: World, monkeypatch: pytest.
         Path(rank).mkdir()
         assert command("eval", *flags, f"{rank}/{{dataset}}.json").code == 0
         written.append({path.name for path in Path(rank).iterdir()})
-    assert written[0] | written[1] == {f"{name.replace('/', '_')}.json" for name in names}
+    assert written[0] | written[1] == {f"{slug(name)}.json" for name in names}
     assert not written[0] & written[1]
     assert sorted(map(len, written)) == [2, 3]
 

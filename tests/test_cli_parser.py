@@ -14,7 +14,7 @@ import pytest
 
 import anchorprune
 from anchorprune.cli import build_parser
-from anchorprune.runs import MODEL_COLLECTIONS
+from anchorprune.planning import MODEL_COLLECTIONS
 from anchorprune.strategies import registry
 
 pytest.importorskip("clip_benchmark")

@@ -193,9 +193,9 @@ here = pathlib.Path(__file__).resolve().parent
 args = sys.argv[1:]
 if not args or args[0] == "-":
     sys.exit(subprocess.run([sys.executable, *args]).returncode)
-if args[:3] == ["-m", "anchorprune", "compare"]:
+if args[1] == "compare":
     from anchorprune.compare import compare
-    print(compare(*(json.loads(pathlib.Path(name).read_text()) for name in args[3:]), args[3:]))
+    print(compare(*(json.loads(pathlib.Path(name).read_text()) for name in args[2:]), args[2:]))
     sys.exit()
 with open(here / "calls.jsonl", "a") as file:
     file.write(json.dumps(args) + "\\n")
@@ -296,7 +296,17 @@ def test_flags_with_spaces_and_stars_reach_both_runs_unchanged(checkout: Checkou
     assert [call[2:8] for call in checkout.calls()] == [flags, flags]
 
 
-@pytest.mark.parametrize("flags", [["--output", "x.json"], ["--output=x.json"], ["--out", "x.json"]])
+def test_each_run_keeps_its_own_attention(checkout: Checkout) -> None:
+    assert checkout.run("prune_compare.sh", "--dataset", "d", "--extract_attention").returncode == 0
+    files = [call[call.index("--attention_output") + 1] for call in checkout.calls()]
+    assert [Path(file).parent.name for file in files] == ["unpruned", "pruned"]
+    assert len({Path(file).name for file in files}) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--output", "x.json"], ["--output=x.json"], ["--out", "x.json"], ["--attention_output", "x.pt"]],
+)
 def test_an_output_of_the_users_own_is_refused_in_one_line(checkout: Checkout, flags: list[str]) -> None:
     done = checkout.run("prune_compare.sh", "--dataset", "d", *flags)
     assert done.returncode == 2

@@ -32,16 +32,19 @@ def main(argv: list[str] | None = None) -> int:
     if "which" not in args and not unknown:
         parser.print_help()
         return 0
-    warnings.showwarning = _show_warning
-    # Torch's advice on --num_workers, whose default is clip-benchmark's: two lines in every run on a small machine.
-    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     try:
         if unknown:
             actions = getattr(args, "parser", parser)._actions
             known = [option for action in actions for option in action.option_strings]
             hint = did_you_mean(unknown[0].split("=")[0], known)
             raise UserError(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
-        COMMANDS[args.which](args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.filterwarnings("always", category=UserWarning, module="anchorprune")
+            # Torch's advice on --num_workers, whose default is clip-benchmark's: two lines in every run on a small
+            # machine.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            COMMANDS[args.which](args)
     except FieldError as error:
         return _complain(error.as_flag())
     except UserError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import anchorprune
 from anchorprune.attention import get_vision_attention
-from anchorprune.cost import image_tower_flops, peak_memory_mb, reset_peak_memory
+from anchorprune.cost import clock, image_tower_flops, peak_memory_mb, reset_peak_memory
 from anchorprune.datasets import EvalDataset
 from anchorprune.datasets.sampling import Batch, choose, loader
 from anchorprune.errors import UserError
@@ -133,6 +133,12 @@ def evaluate(
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (13 times slower, torch 2.14).
     with pruning or nullcontext(), torch.no_grad():
         flops = _flops(model) if pruning else dense_flops
+        if flops is not None and dense_flops is not None and flops > dense_flops:
+            warnings.warn(
+                f"this budget costs {flops / 2e9:.2f} GMACs, selection included, more than the {dense_flops / 2e9:.2f} "
+                "of not pruning: lower it",
+                stacklevel=2,
+            )
         reset_peak_memory(settings.device)
         classifier = _classifier(loaded, dataset, settings)
         encoder = _Encoder(model, settings)
@@ -209,17 +215,12 @@ class _Encoder:
     def __call__(self, images: Tensor) -> Tensor:
         settings = self.settings
         images = images.to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
-        start = self._clock()
+        start = clock(settings.device)
         with settings.autocast():
             features = self.model.encode_image(images)
-        self._seconds.append((len(images), self._clock() - start))
+        self._seconds.append((len(images), clock(settings.device) - start))
         self.images += len(images)
         return F.normalize(features.float(), dim=-1)
-
-    def _clock(self) -> float:
-        if self.settings.device.type == "cuda":
-            torch.cuda.synchronize(self.settings.device)
-        return time.perf_counter()
 
     @property
     def images_per_second(self) -> float:

@@ -108,12 +108,7 @@ class Pruning:
                 f"this model is already pruned ({earlier.strategy}): call restore() on the handle that prune() "
                 "returned, or anchorprune.restore(model), before pruning it again"
             )
-        if strategy.prune_layer > len(tower.blocks):
-            raise FieldError(
-                "prune_layer",
-                strategy.prune_layer,
-                f"this tower has blocks 1 … {len(tower.blocks)}; choose one from 2 on",
-            )
+        check_layer(tower, strategy)
         if strategy.keep_count(tower.num_tokens, tower.num_prefix_tokens) >= tower.num_tokens:
             warnings.warn(
                 f"{strategy.name} keeps all {tower.num_tokens} tokens of this tower ({tower.num_prefix_tokens} "
@@ -198,6 +193,13 @@ class Pruning:
         if not self.effective:
             return type(module).forward_intermediates(module, *args, **kwargs)
         raise UserError("forward_intermediates needs the whole grid of tokens: restore() this pruned model first")
+
+
+def check_layer(tower: Tower, strategy: Strategy) -> None:
+    """Raise FieldError for a strategy that prunes at a block that the tower does not have."""
+    if strategy.prune_layer > len(tower.blocks):
+        fix = f"this tower has blocks 1 … {len(tower.blocks)}; choose one from 2 on"
+        raise FieldError("prune_layer", strategy.prune_layer, fix)
 
 
 def restore(model: nn.Module) -> None:

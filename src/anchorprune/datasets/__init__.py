@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from anchorprune.datasets.names import COLLECTIONS, RETRIEVAL
 from anchorprune.errors import UserError
 
-__all__ = ["EvalDataset", "dataset_root", "default_task", "expand_names", "open_dataset"]
+__all__ = ["EvalDataset", "check_dataset", "dataset_root", "default_task", "expand_names", "open_dataset"]
 
 
 class Items(Protocol):
@@ -73,7 +73,7 @@ def open_dataset(
     """
     from anchorprune.datasets import prompts
 
-    if name.startswith(("wds/", "folder:")) or name == "bundled":
+    if _is_ours(name):
         # read first: a mistake in a small file should not wait for a download
         classes = prompts.custom_classes(custom_classname_file, name) if custom_classname_file else None
         templates = prompts.custom_templates(custom_template_file, name) if custom_template_file else None
@@ -108,6 +108,23 @@ def open_dataset(
     prompts.check_prompts(name, dataset.classes, dataset.templates)
     _check_targets(dataset)
     return dataset
+
+
+def check_dataset(name: str, *, root: str, split: str, **more: Any) -> None:
+    """Raise UserError for what is wrong with a data set as far as that is known without downloading it.
+
+    Takes what `open_dataset` takes, without a transform.
+    """
+    if not _is_ours(name):
+        from anchorprune.datasets.zoo import check_name
+
+        check_name(name)
+    elif "://" not in root or not name.startswith("wds/"):
+        open_dataset(name, root=root, split=split, transform=lambda image: image, **more)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("wds/", "folder:")) or name == "bundled"
 
 
 def _check_targets(dataset: EvalDataset) -> None:

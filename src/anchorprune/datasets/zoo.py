@@ -78,7 +78,7 @@ def open_zoo(
     missing package, bad custom files, and for kinds that cannot be evaluated yet: retrieval, caption selection,
     and the TensorFlow ones (vtab/, tfds/), which are streams without a length.
     """
-    _refuse(name)
+    check_name(name)
     # upstream asserts, or goes on without names: look first
     if custom_classname_file:
         prompts.custom_classes(custom_classname_file, name)
@@ -125,7 +125,7 @@ def open_zoo(
     )
 
 
-def _refuse(name: str) -> None:
+def check_name(name: str) -> None:
     """UserError for names that upstream does not know, and for kinds that are not there yet."""
     if name.startswith(("vtab/", "tfds/")):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def describe(
     Args:
         found, rows, timings: belong together, one for each way of pruning.
         command: what was typed.
-        warning: what to know of the numbers before anything else.
+        warning: why the speeds are not to be trusted; empty where they are.
     """
 
     def place(way: Way) -> int:
@@ -57,12 +58,14 @@ def describe(
     truth = [int(dataset.targets[i]) for i in indices]
     before, after = found[unpruned].predictions[0], found[described].predictions[0]
     difference = paired_difference(found[described].right(truth), found[drawn].right(truth))
-    against_random = words.against_random(rows[described], rows[drawn], difference)
+    # What is not reliable is not said in words; the table has it, with the warning.
+    told = [dataclasses.replace(row, speed_up=None) for row in rows] if warning else rows
+    against_random = words.against_random(told[described], told[drawn], difference)
     return page.render(
         page.Page(
-            title=words.headline(rows[described], rows[unpruned]),
+            title=words.headline(told[described], told[unpruned]),
             kicker="anchorprune demo: the described method, defaults, on the bundled model and photos",
-            findings=[text for text in (warning, against_random, words.best(rows, rows[unpruned])) if text],
+            findings=[text for text in (against_random, words.best(told, told[unpruned]), warning) if text],
             rows=rows,
             rows_notes=[
                 note
@@ -86,8 +89,8 @@ def describe(
             pictures_notes=[
                 f"Left, the photo as the model saw it; right, the {rows[described].tokens - 1} patches that the "
                 "described method kept for the rest of the model. The first block saw all of them. Below, what the "
-                "model took the photo for: unpruned, pruned by the described method (anchor), and with the first random "
-                "draw.",
+                "model took the photo for: unpruned, pruned by the described method (anchor), and with the first "
+                "random draw.",
                 words.changes_note(truth, before, after),
             ],
             facts=_facts(found[described].results[0], timings[described].ratios, len(dataset.classes)),
@@ -154,7 +157,7 @@ def _pictures(
             if plan and plan.anchors is not None
             else set()
         )
-        names = zip((UNPRUNED.short, DESCRIBED.short, f"{RANDOM.short} (1st)"), places, strict=True)
+        names = zip((UNPRUNED.short, DESCRIBED.short, RANDOM.short), places, strict=True)
         pictures.append(
             Picture(
                 original=image,

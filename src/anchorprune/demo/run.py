@@ -20,7 +20,8 @@ from typing import Any
 from anchorprune import demo, results
 from anchorprune.cli import build_parser
 from anchorprune.errors import UserError
-from anchorprune.runs import Run, config_of, plan_runs, result_of, settings_of
+from anchorprune.planning import Run, plan_runs
+from anchorprune.runs import config_of, result_of, settings_of
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
 

@@ -60,10 +60,10 @@ def _interval(difference: Difference) -> str:
 def best(rows: Sequence[Row], unpruned: Row) -> str:
     """Which of the prunings kept most accuracy."""
     top = max((row for row in rows if row.block is not None), key=lambda row: row.accuracy)
-    speed = f" at {top.speed_up:.1f} times the unpruned speed" if top.speed_up else ""
+    speed = f", at {top.speed_up:.1f} times the speed" if top.speed_up else ""
     return (
         f"Of the prunings below, most accuracy was kept by {_called(top)} before block {top.block}: "
-        f"{percent(top.accuracy)} of the unpruned model's {percent(unpruned.accuracy)}{speed}."
+        f"{percent(top.accuracy)} against {percent(unpruned.accuracy)} unpruned{speed}."
     )
 
 

@@ -113,8 +113,7 @@ def layout(points: Sequence[Point], width: int, height: int) -> Layout:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that begin at or below `low` and end at or
-    above `high`."""
+    """About `count` numbers from at or below `low` to at or above `high`; 1, 2, 2.5 or 5 times a power of ten apart."""
     span = max(high - low, 1e-9)
     rough = span / count
     power = 10.0 ** math.floor(math.log10(rough))

@@ -117,6 +117,19 @@ def check(model: str, pretrained: str) -> None:
         )
 
 
+def skeleton(model: str) -> nn.Module | None:
+    """The model without weights, to look at its tower before anything is downloaded; None where that cannot be had."""
+    import open_clip
+
+    if model.startswith(_SCHEMAS):
+        return None
+    try:
+        with _logged(), torch.device("meta"):
+            return open_clip.create_model(model, device="meta")
+    except Exception:  # some timm towers compute with values while they are built; meta tensors have none
+        return None
+
+
 def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
     """An open_clip model with its image transform and tokenizer.
 
@@ -188,7 +201,7 @@ def _logged() -> Iterator[list[str]]:
     )
     root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
     root.addHandler(handler)  # without one, logging.warning() would install one that writes to stderr for good
-    hubs_own, hub.handlers = hub.handlers, [handler]
+    hubs_own, hub.handlers = hub.handlers, [logging.NullHandler()]  # its records reach the root too
     try:
         yield lines
     finally:
@@ -207,7 +220,7 @@ def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
                 f"--pretrained {pretrained}: holds weights of another architecture than {model} ({lines[1][:120]}); "
                 "give the --model that it was saved from"
             )
-        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, RuntimeError) or not str(error) else f"{type(error).__name__}: "
         return UserError(f"--pretrained {pretrained}: is damaged or no checkpoint ({kind}{' '.join(lines)[:160]})")
     reason = " ".join(lines).rpartition("Last error: ")[2]
     return UserError(

@@ -1,0 +1,186 @@
+"""Which evaluations a command line asks for: models × data sets × languages, and where each result goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from anchorprune.cli import DEFAULT_OUTPUT
+from anchorprune.datasets import default_task, expand_names
+from anchorprune.errors import UserError, did_you_mean
+
+# clip-benchmark's collections, except openclip_all, which is open_clip's own list of pretrained models.
+MODEL_COLLECTIONS = {
+    "openclip_base": [
+        ("ViT-B-32-quickgelu", "laion400m_e32"),
+        ("ViT-B-32", "laion2b_e16"),
+        ("ViT-B-32", "laion2b_s34b_b79k"),
+        ("ViT-B-16", "laion400m_e32"),
+        ("ViT-B-16-plus-240", "laion400m_e32"),
+        ("ViT-L-14", "laion400m_e32"),
+        ("ViT-L-14", "laion2b_s32b_b82k"),
+        ("ViT-H-14", "laion2b_s32b_b79k"),
+        ("ViT-g-14", "laion2b_s12b_b42k"),
+    ],
+    "openclip_multilingual": [
+        ("xlm-roberta-base-ViT-B-32", "laion5b_s13b_b90k"),
+        ("xlm-roberta-large-ViT-H-14", "frozen_laion5b_s13b_b90k"),
+    ],
+    "openai": [
+        ("ViT-B-32", "openai"),
+        ("ViT-B-16", "openai"),
+        ("ViT-L-14", "openai"),
+        ("ViT-L-14-336", "openai"),
+    ],
+}
+ATTENTION_OUTPUT = "attention_{dataset}_{pretrained}_{model}.pt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation of the many that a command line asks for."""
+
+    model: str
+    pretrained: str
+    dataset: str
+    language: str
+    task: str
+    output: str
+    attention_output: str | None
+
+
+def plan_runs(args: argparse.Namespace) -> list[Run]:
+    """The evaluations that the command line asks for, in clip-benchmark's order; of one rank when distributed.
+
+    Raises:
+        UserError: an unknown collection, an unreadable list file, a wrong placeholder, two runs with one output.
+    """
+    runs = []
+    for (model, pretrained), dataset, language in product(
+        _models(args), expand_names(_as_list(args.dataset)), _as_list(args.language)
+    ):
+        task = default_task(dataset) if args.task == "auto" else args.task
+        names = _output_names(model, pretrained, dataset, language, task)
+        attention = None
+        if args.extract_attention:
+            attention = _fill("--attention_output", args.attention_output or ATTENTION_OUTPUT, names)
+        output = _fill("--output", _output_template(args), names)
+        runs.append(Run(model, pretrained, dataset, language, task, output, attention))
+    _check_collisions(args.save_clf, runs)
+    if args.distributed:
+        rank, world_size = _rank()
+        random.Random(args.seed).shuffle(runs)  # so that large models and data sets spread over the ranks
+        runs = runs[rank::world_size]
+    return runs
+
+
+def _check_collisions(save_clf: str | None, runs: list[Run]) -> None:
+    """Raise UserError where one file would be written twice: what was written first would be lost."""
+    files = [("--output", run.output) for run in runs]
+    files += [("--attention_output", run.attention_output) for run in runs if run.attention_output]
+    files += [("--save_clf", save_clf) for _ in runs if save_clf]
+    times = Counter(os.path.realpath(path) for _, path in files)
+    for flag, path in files:
+        if (count := times[os.path.realpath(path)]) > 1:
+            raise UserError(
+                f"{flag} {path}: would be written {count} times; "
+                + (
+                    "evaluate one model and data set at a time"
+                    if flag == "--save_clf"
+                    else "put {model}, {dataset}… in it"
+                )
+            )
+
+
+def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
+    if not args.pretrained_model:
+        return list(product(_as_list(args.model), _as_list(args.pretrained)))
+    models: list[tuple[str, str]] = []
+    for name in _as_list(args.pretrained_model):
+        if os.path.isfile(name):
+            models += _list_file(name)
+        elif name == "openclip_all":
+            import open_clip
+
+            models += [(model, tag) for model, tag in open_clip.list_pretrained()]
+        elif name in MODEL_COLLECTIONS:
+            models += MODEL_COLLECTIONS[name]
+        else:
+            models.append(_pair(name, "--pretrained_model"))
+    return models
+
+
+def _list_file(name: str) -> list[tuple[str, str]]:
+    try:
+        lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--pretrained_model {name}: cannot be read as a list of models ({error})") from error
+    listed = [_pair(line, f"--pretrained_model {name}, line") for line in lines if line]
+    if not listed:
+        raise UserError(f"--pretrained_model {name}: the file is empty; write one 'model,pretrained' pair a line")
+    return listed
+
+
+def _pair(text: str, source: str) -> tuple[str, str]:
+    model, comma, pretrained = text.partition(",")
+    if not comma:
+        known = [*MODEL_COLLECTIONS, "openclip_all"]
+        raise UserError(
+            f"{source} {text}: is no 'model,pretrained' pair, no collection and no file.{did_you_mean(text, known)}"
+        )
+    return model, pretrained
+
+
+def _output_names(model: str, pretrained: str, dataset: str, language: str, task: str) -> dict[str, str]:
+    is_file = os.path.isfile(pretrained)
+    return {
+        "model": model.replace("/", "_"),
+        "pretrained": os.path.basename(pretrained) if is_file else pretrained,
+        "pretrained_full_path": pretrained.replace("/", "_") if is_file else pretrained,
+        "task": task,
+        "dataset": re.sub(r"[/\\:]+", "_", dataset.removeprefix("wds/")),  # folder:PATH too makes a file name
+        "language": language,
+    }
+
+
+def _output_template(args: argparse.Namespace) -> str:
+    if args.enable_pruning and args.output == DEFAULT_OUTPUT:
+        # Under its default name a pruned run must not overwrite the unpruned one's result.
+        return DEFAULT_OUTPUT.replace(".json", f"_{args.strategy or 'anchor'}.json")
+    return str(args.output)
+
+
+def _fill(flag: str, template: str, names: dict[str, str]) -> str:
+    try:
+        return template.format(**names)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in names)
+        raise UserError(f"{flag} {template}: the placeholders are {known}") from error
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _from_environment(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
+
+def _rank() -> tuple[int, int]:
+    """Rank and world size, from the launchers that open_clip and clip-benchmark know."""
+    return (
+        _from_environment(("RANK", "PMI_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"), 0),
+        _from_environment(("WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"), 1),
+    )
+
+
+def local_rank() -> int:
+    """This process's rank on its own machine: which of its accelerators it takes."""
+    return _from_environment(("LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"), 0)
