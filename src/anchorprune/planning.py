@@ -170,7 +170,11 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _from_environment(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+    name = next((name for name in names if name in os.environ), None)
+    try:
+        return default if name is None else int(os.environ[name])
+    except ValueError as error:
+        raise UserError(f"--distributed: {name}={os.environ[str(name)]} in the environment is no number") from error
 
 
 def _rank() -> tuple[int, int]:

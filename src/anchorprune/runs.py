@@ -139,7 +139,7 @@ def _check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None)
     if args.attention_output and not args.extract_attention:
         warnings.warn("without --extract_attention, --attention_output has no effect", stacklevel=2)
     if len(runs) > 1:  # a single one is opened soon enough; here nothing may fail after hours of other runs
-        for run in runs:
+        for run in {(run.dataset, run.language): run for run in runs}.values():
             check_dataset(run.dataset, **_source(args, run))
 
     from anchorprune.towers import open_clip

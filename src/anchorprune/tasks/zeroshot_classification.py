@@ -131,7 +131,7 @@ def _accuracy(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> dic
     return {
         "acc1": hits1 / total,
         "acc5": hits5 / total if num_classes >= 5 else float("nan"),
-        "mean_per_class_recall": float((recalled[occurs] / seen[occurs]).double().mean()),
+        "mean_per_class_recall": float((recalled[occurs].double() / seen[occurs]).mean()),
     }
 
 

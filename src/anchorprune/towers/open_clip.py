@@ -100,7 +100,7 @@ def check(model: str, pretrained: str) -> None:
     if model.startswith(_SCHEMAS):
         return
     demo.register()
-    if model not in open_clip.list_models():
+    if model.replace("/", "-") not in open_clip.list_models():  # ViT-B/32 is ViT-B-32, as open_clip itself reads it
         raise UserError(
             f"--model {model}: open_clip has no such model.{did_you_mean(model, open_clip.list_models())} "
             "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
@@ -125,7 +125,8 @@ def skeleton(model: str) -> nn.Module | None:
         return None
     try:
         with _logged(), torch.device("meta"):
-            return open_clip.create_model(model, device="meta")
+            # pretrained_hf: some text towers would fetch weights of their own.
+            return open_clip.create_model(model, device="meta", pretrained_hf=False)
     except Exception:  # some timm towers compute with values while they are built; meta tensors have none
         return None
 
