@@ -14,8 +14,8 @@ import browser
 import open_clip
 import pytest
 import torch
+from pages import check_in_browser, check_offline, elements, embedded
 from safetensors.torch import load_file, save_file
-from test_report import check_in_browser, check_offline, elements, embedded
 
 from anchorprune import UserError, demo, results
 from anchorprune.cli import main

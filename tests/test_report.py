@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import check_in_browser, check_offline, elements, embedded
 from PIL import Image
 
 from anchorprune.report import chart, page, pictures, stats, table
@@ -134,7 +132,7 @@ def charts(draw: st.DrawFn) -> tuple[list[Point], int, int]:
     found = points(draw(st.integers(1, 9)), draw)
     if draw(st.booleans()):  # the same compute for all, as strategies at one budget have
         found = [Point(p.series, p.label, found[0].gmacs, p.accuracy, p.low, p.high) for p in found]
-    return found, *draw(st.sampled_from([(720, 420), (343, 380)]))
+    return found, *draw(st.sampled_from([(720, 420), (343, 440)]))
 
 
 @settings(max_examples=150, deadline=None)
@@ -270,50 +268,6 @@ def a_page() -> page.Page:
     )  # fmt: skip
 
 
-class Elements(HTMLParser):
-    """Every element with its attributes, and all text outside of style."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def elements(text: str) -> Elements:
-    parser = Elements()
-    parser.feed(text)
-    return parser
-
-
-def embedded(text: str) -> list[Image.Image]:
-    """Every image of the page, decoded."""
-    found = []
-    for data in re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", text):
-        image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-        image.load()
-        found.append(image)
-    return found
-
-
-def check_offline(text: str) -> None:
-    """Nothing in the page makes a browser ask for anything, or run anything."""
-    for tag, attributes in elements(text).found:
-        assert tag not in {"script", "iframe", "object", "embed", "base", "form", "video", "audio", "image", "use"}, tag
-        assert not [name for name in attributes if name.startswith("on")]
-        for name, value in attributes.items():
-            if name in {"src", "srcset", "poster", "xlink:href"} or (name == "href" and tag != "a"):
-                assert (value or "").startswith("data:"), (tag, name, value)
-    styles = "".join(re.findall(r"<style>(.*?)</style>", text, re.DOTALL))
-    assert "url(" not in text.replace(styles, "")
-    assert not re.search(r"url\(|@import|@font-face", styles)
-
-
 def test_the_page_escapes_whatever_comes_from_data() -> None:
     text = page.render(a_page())
     for nasty in NASTY[:3]:
@@ -386,19 +340,6 @@ def test_the_page_in_a_real_browser(tmp_path: Path, width: int) -> None:
     report = tmp_path / "report.html"
     report.write_text(page.render(a_page()), encoding="utf-8")
     check_in_browser(browser.look(report, tmp_path, width), width)
-
-
-def check_in_browser(found: dict[str, Any], width: int) -> None:
-    """Nothing complained of, asked for, undecoded or sticking out."""
-    assert found["console"] == []
-    assert found["requests"] == []
-    assert found["resources"] == []
-    assert found["innerWidth"] == width
-    assert found["scrollWidth"] <= width
-    assert found["sticking_out"] == []
-    assert found["images"]
-    assert all(min(size) > 0 for size in found["images"])
-    assert len([shown for shown in found["charts"] if shown > 0]) == 1
 
 
 @pytest.mark.skipif(browser.executable() is None, reason="no chromium, chromium-browser or google-chrome in PATH")

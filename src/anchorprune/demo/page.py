@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anchorprune.demo import words
-from anchorprune.demo.run import CREDITS, DESCRIBED, EVAL, RANDOM, REPEATS, SCALE, UNPRUNED, Found, Way, pick
+from anchorprune.demo.run import CREDITS, DESCRIBED, EVAL, RANDOM, REPEATS, SCALE, TIMED, UNPRUNED, Found, Way, pick
 from anchorprune.pruning import prune
 from anchorprune.report import page
 from anchorprune.report.chart import Point
@@ -121,8 +121,8 @@ def _facts(result: dict[str, Any], ratios: Sequence[float], classes: int) -> dic
         "Device": f"{machine['device_name']} ({machine['device']}), {machine['threads']} threads",
         "System": machine["platform"],
         "Arithmetic": f"{machine['dtype']}, {result['batch_size']} images at once",
-        "Speed": f"of the image tower alone: all rows in turns on the same images, {REPEATS} rounds, medians; the "
-        f"rounds of the described method lie between {slowest} and {fastest}",
+        "Speed": f"of the image tower alone: all rows in turns on the same images, {TIMED} at once, {REPEATS} rounds, "
+        f"medians; the rounds of the described method lie between {slowest} and {fastest}",
         "Versions": f"anchorprune {machine['anchorprune']}, torch {machine['torch']}, open_clip "
         f"{machine['open_clip']}, Python {machine['python']}",
         "Files": "the JSON files beside this page hold each evaluation; their images/s come from separate passes",

@@ -25,7 +25,7 @@ from anchorprune.runs import config_of, result_of, settings_of
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
 
-REPEATS = 5  # rounds of the timing
+TIMED, REPEATS = 16, 5  # photos at once in the timing, and rounds of it
 BUSY = 0.05  # share of the timing spent waiting for the processor from which on its numbers are called unreliable
 PICTURES = {"lost": 4, "gained": 2, "neither": 1, "kept": 5}  # photos shown of each of `words.KINDS`
 SCALE = 3  # of the pictures
@@ -72,14 +72,12 @@ CHANGED = {"score_norm": "minmax", "importance": "from_anchors"}
 UNPRUNED = Way("everything", "unpruned", "unpruned", "unpruned")
 DESCRIBED = Way("anchor", "as described", "anchor", "anchor", "anchor")
 RANDOM = Way("random", "mean of 3 draws", "random", "random", "random", draws=3)
-WAYS = (
-    UNPRUNED,
-    DESCRIBED,
-    Way("anchor", "minmax, from_anchors", "minmax", "anchor_minmax_from_anchors", "anchor", CHANGED),
-    RANDOM,
-    dataclasses.replace(DESCRIBED, file="anchor_block4", fields={"prune_layer": 4}),
-    dataclasses.replace(RANDOM, file="random_block4", fields={"prune_layer": 4}),
+RESCORED = Way("anchor", "minmax, from_anchors", "minmax", "anchor_minmax_from_anchors", "anchor", CHANGED)
+EARLY = (DESCRIBED, RESCORED, RANDOM)
+LATE = tuple(
+    dataclasses.replace(way, file=f"{way.file}_block4", fields={**way.fields, "prune_layer": 4}) for way in EARLY
 )
+WAYS = (UNPRUNED, *EARLY, *LATE)
 
 
 @dataclass
@@ -188,7 +186,7 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
                 bar.update(len(indices))
             found.append(Found(way, [one.result for one in each], [one.predictions.tolist() for one in each]))
         bar.set_description("timing, in turns")
-        batch = torch.stack([dataset.items[i][0] for i in indices[: settings.batch_size]]).to(settings.device)
+        batch = torch.stack([dataset.items[i][0] for i in indices[:TIMED]]).to(settings.device)
         states = [_state(prune, loaded.model, way.strategies()[0]) for way in WAYS]
         with torch.inference_mode(), settings.autocast():
             before, start = waited_seconds(), time.perf_counter()

@@ -75,9 +75,9 @@ def about_the_model(classes: int) -> str:
     """What these numbers are not."""
     return (
         f"The bundled model is a small CLIP trained for this demonstration: it knows the {classes} classes of the "
-        "bundled photos and nothing else, and it was trained with part of the patches left out at random, which helps "
-        "random. Other models react differently. For real work name one of open_clip's, "
-        "such as --model ViT-B-16-quickgelu --pretrained openai, and your own data."
+        "bundled photos and nothing else. For most of its training half of the patches were hidden at random, so it "
+        "suffers less from dropped tokens than other models, above all when they are dropped at random. For real work "
+        "name one of open_clip's models, such as ViT-B-16-quickgelu with the openai weights, and your own data."
     )
 
 

@@ -91,7 +91,7 @@ def _text(text: str) -> str:
 
 def _chart(page: Page) -> str:
     wide = chart.svg(page.points, "wide").replace('class="chart"', 'class="chart wide"', 1)
-    narrow = chart.svg(page.points, "narrow", 343, 380).replace('class="chart"', 'class="chart narrow"', 1)
+    narrow = chart.svg(page.points, "narrow", 343, 440).replace('class="chart"', 'class="chart narrow"', 1)
     notes = " ".join(_text(note) for note in page.chart_notes)
     return (
         f'<figure>\n<div class="plot">\n{wide}\n{narrow}\n{chart.legend(page.points)}\n</div>\n'
