@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -249,7 +250,8 @@ def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None) -> 
 
 
 def _summary(result: dict[str, Any]) -> str:
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    known = {name: value for name, value in result["metrics"].items() if not math.isnan(value)}  # acc5 of 4 classes
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
     line = f"{metrics} on {result['n_samples']} of {result['n_total']} images"
     if result["n_bad_images"]:
         line += f" ({result['n_bad_images']} unreadable)"
