@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from contextlib import nullcontext
+from functools import partial
 
 import open_clip
 import torch
 
 import anchorprune
-from anchorprune.cost import image_tower_flops
+from anchorprune.cost import image_tower_flops, time_in_turns
 
 PRUNINGS: list[tuple[str, dict]] = [
     ("anchor", {}),
@@ -41,15 +41,6 @@ def main() -> None:
     images = torch.randn(args.batch_size, 3, *(size if isinstance(size, tuple) else (size, size)), device=device)
     autocast = torch.autocast(device.type) if args.precision == "amp" else nullcontext()
 
-    def seconds() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        model.encode_image(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
     where = f"{device}, {torch.get_num_threads()} threads, {args.precision}, batch {args.batch_size}"
     print(f"{args.model}, {where}, median of {args.repeats} alternating repeats, torch {torch.__version__}\n")
     print("| pruning | tokens | GMACs | images/s unpruned | images/s pruned | speed-up | by FLOPs |")
@@ -58,13 +49,11 @@ def main() -> None:
     with torch.no_grad(), autocast:
         dense_flops = image_tower_flops(model)
         for name, fields in PRUNINGS:
-            seconds()
-            dense, pruned = [], []
-            for _ in range(args.repeats):
-                dense.append(seconds())
-                with anchorprune.prune(model, name, **fields) as pruning:
-                    flops = image_tower_flops(model)
-                    pruned.append(seconds())
+            with anchorprune.prune(model, name, **fields) as pruning:
+                flops = image_tower_flops(model)
+                model.encode_image(images)  # warms up, and says how many tokens are kept
+            states = [nullcontext, partial(anchorprune.prune, model, name, **fields)]
+            dense, pruned = time_in_turns(states, lambda: model.encode_image(images), device, args.repeats)
             ratio = statistics.median(d / p for d, p in zip(dense, pruned, strict=True))
             rates = [args.batch_size / statistics.median(times) for times in (dense, pruned)]
             label = " ".join([name, *(f"--{field} {value}" for field, value in fields.items())])

@@ -38,7 +38,7 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
     loaded: LoadedModel | None = None
     loaded_name: tuple[str, str] | None = None
     for run in runs:
-        config_hash = results.config_hash(config_of(args, run, strategy))
+        config_hash = results.config_hash(config_of(args, run, strategy, settings))
         if args.skip_existing and _is_done(args, run, config_hash, strategy):
             _say(args, f"Skip {run.output}, exists already.")
             continue
@@ -216,9 +216,8 @@ def _load(args: argparse.Namespace, run: Run, settings: Settings) -> LoadedModel
     )
 
 
-def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None) -> dict[str, Any]:
+def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None, settings: Settings) -> dict[str, Any]:
     """What decides a result, the data set by its name and place: equal configurations have equal metrics."""
-    precision = args.precision or ("amp" if args.amp else "fp32")
     strategy_fields = strategy.as_dict() if strategy else None
 
     def file(path: str | None) -> str | None:
@@ -236,9 +235,9 @@ def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None) -> 
         "custom_classname_file": file(args.custom_classname_file),
         "custom_template_file": file(args.custom_template_file),
         "load_clfs": [file(path) for path in args.load_clfs],
-        "precision": precision,
+        "precision": settings.precision,
         # What autocast computes in depends on the kind of device.
-        "device": settings_of(args).device.type if precision == "amp" else None,
+        "device": settings.device.type if settings.precision == "amp" else None,
         # Where one image of a batch chooses for all, it matters which are together.
         "batch_size": args.batch_size
         if strategy_fields and strategy_fields.get("selection") == "first_image"

@@ -20,7 +20,7 @@ from typing import Any
 from anchorprune import demo, results
 from anchorprune.cli import build_parser
 from anchorprune.errors import UserError
-from anchorprune.planning import Run, plan_runs
+from anchorprune.planning import plan_runs
 from anchorprune.runs import config_of, result_of, settings_of
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
@@ -180,7 +180,8 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
             each = []
             for strategy, file in zip(way.strategies(), way.files(), strict=True):
                 each.append(evaluate(loaded, dataset, strategy, settings))
-                result = _result(args, run, strategy, each[-1].result)
+                config_hash = results.config_hash(config_of(args, run, strategy, settings))
+                result = result_of(args, run, each[-1].result, config_hash)
                 results.write(result, folder / file)
                 each[-1].result = result
                 bar.update(len(indices))
@@ -206,10 +207,6 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
 
 def _state(prune: Any, model: Any, strategy: Strategy | None) -> Callable[[], AbstractContextManager[Any]]:
     return nullcontext if strategy is None else lambda: prune(model, strategy)
-
-
-def _result(args: argparse.Namespace, run: Run, strategy: Strategy | None, found: Mapping[str, Any]) -> dict[str, Any]:
-    return result_of(args, run, found, results.config_hash(config_of(args, run, strategy)))
 
 
 def pick(truth: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[tuple[int, str]]:
