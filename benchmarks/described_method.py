@@ -31,7 +31,7 @@ ROWS: list[tuple[str, str, list[str]]] = [
         [*DESCRIBED, *BETTER, "--prune_layer", "6"],
     ),
     *[(f"random_{seed}", "random", [*RANDOM, "--draw_seed", str(seed)]) for seed in range(3)],
-    ("random_block6_0", "random, `--prune_layer 6` (one draw)", [*RANDOM, "--prune_layer", "6"]),
+    ("random_block6_0", "random, `--prune_layers 6` (one draw)", [*RANDOM, "--prune_layers", "6"]),
 ]
 
 

@@ -23,7 +23,7 @@ PRUNINGS: list[tuple[str, dict]] = [
     ("anchor", {}),
     ("anchor", {"prune_layer": 6}),
     ("random", {}),
-    ("random", {"prune_layer": 6}),
+    ("random", {"prune_layers": 6}),
 ]
 
 

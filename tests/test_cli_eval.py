@@ -141,12 +141,16 @@ def test_pruning_changes_the_result_and_the_next_unpruned_run_is_as_before(world
 
 
 def test_every_field_of_the_strategy_is_in_the_result(world: World) -> None:
-    fields = {"keep_patches": 3, "draw_seed": 5, "prune_layer": 4}
-    given = [word for name, value in fields.items() for word in (f"--{name}", value)]
+    fields = {"keep_patches": [3], "draw_seed": 5, "prune_layers": [4]}
+    given = [
+        word
+        for name, value in fields.items()
+        for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
+    ]
     flags = ["--enable_pruning", "--strategy", "random", *given]
     result = evaluated(*world.model, *world.three, *flags, "--output", "r.json")
-    measured = {"effective": True, "tokens_before": 17, "tokens_after": 4}
-    assert result["pruning"] == {"strategy": "random", **fields, **measured}
+    measured = {"effective": True, "tokens_before": 17, "tokens_after": 4, "tokens_by_block": [17, 17, 17, 4]}
+    assert result["pruning"] == {"strategy": "random", "keep_ratio": [], **fields, **measured}
 
 
 def test_pruning_flags_without_enable_pruning_have_no_effect_and_one_line_says_so(world: World) -> None:

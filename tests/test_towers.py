@@ -105,7 +105,7 @@ def by_hand(tokens: int, width: int, mlp: int) -> int:
 def test_flops_of_a_pruned_tower_are_those_of_the_tokens_that_ran_and_of_the_scoring(visual: nn.Module) -> None:
     width, mlp, n, k, patches, anchors = 32, 64, 17, 7, 16, 2
     dense = image_tower_flops(visual)
-    with anchorprune.prune(visual, "random", keep_patches=6, prune_layer=3):
+    with anchorprune.prune(visual, "random", keep_patches=6, prune_layers=3):
         pruned = image_tower_flops(visual)
     assert dense - pruned == 2 * (by_hand(n, width, mlp) - by_hand(k, width, mlp))
     with anchorprune.prune(visual, "anchor", k_anchors=anchors, top_m=4, prune_layer=3) as pruning:

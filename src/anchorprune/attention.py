@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorprune.masks import additive_mask, find_mask
-from anchorprune.pruning import forget_compiled_code
+from anchorprune.pruning import active_pruning, forget_compiled_code
 from anchorprune.tokens import head_attention
 from anchorprune.towers import find_tower
 
@@ -27,19 +27,24 @@ def get_vision_attention(model: nn.Module, images: Tensor, *, dtype: torch.dtype
 
     Returns:
         One tensor a block, `[B, H, N, N]`: softmax(q kᵀ / √d + mask) of each head, row = the token that looks. On a
-        pruned model N is the kept count from block `prune_layer` on, and the handle's `kept` says which tokens.
+        pruned model N falls from block to block as tokens go, the handle's `kept_before(block)` says which are left,
+        and merged tokens count as often as their strategy has it.
 
     Raises:
         UserError: a model without an image tower that anchorprune knows.
     """
     tower = find_tower(model)
+    pruning = active_pruning(tower)
     attention: list[Tensor] = []
 
     def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = tower.tokens(args[0])
         q, k = tower.query_key(block, x)
+        number = len(attention) + 1
         mask = find_mask(block, args, kwargs)
         addend = None if mask is None else additive_mask(mask, len(x))
+        if pruning is not None and (sizes := pruning.size_bias(number)) is not None:
+            addend = sizes if addend is None else addend + sizes
         attention.append(head_attention(q, k, addend).to(dtype))
 
     # Registered after the hooks of a pruning, so that these see the tokens that the block sees.

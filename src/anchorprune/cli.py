@@ -218,15 +218,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"which tokens to keep: {', '.join(registry())} (default: anchor, the described method)",
     )
-    for name, field in strategy_options().items():
-        kind = type(field.default)
-        ours.add_argument(
-            f"--{name}",
-            type=kind,
-            default=None,
-            metavar=kind.__name__.upper(),
-            help=f"{field.metadata['help']} ({_owners(name)}; default: {field.default})",
-        )
+    add_strategy_flags(ours)
     ours.add_argument("--extract_attention", action="store_true", help="save the attention of a few images")
     ours.add_argument(
         "--attention_output",
@@ -255,12 +247,32 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(which="eval", parser=parser)
 
 
+def add_strategy_flags(parser: argparse._ActionsContainer) -> None:
+    """A flag for each field of each strategy; None where it was not given."""
+    for name, field in strategy_options().items():
+        several = isinstance(field.default, tuple)
+        kind = field.metadata["kind"] if several else type(field.default)
+        parser.add_argument(
+            f"--{name}",
+            type=kind,
+            nargs="+" if several else None,
+            default=None,
+            metavar=kind.__name__.upper(),
+            help=f"{field.metadata['help']} ({_owners(name)})",
+        )
+
+
 def strategy_options() -> dict[str, dataclasses.Field[Any]]:
     """The fields of all strategies, which are flags of `eval`."""
     return {field.name: field for cls in registry().values() for field in dataclasses.fields(cls)}
 
 
 def _owners(name: str) -> str:
-    """The strategies that have the field."""
-    owners = [cls.name for cls in registry().values() if name in {field.name for field in dataclasses.fields(cls)}]
-    return "all" if len(owners) == len(registry()) else ", ".join(owners)
+    """The strategies that have the field, by what it is in them when it is not given."""
+    owners: dict[str, list[str]] = {}
+    for cls in registry().values():
+        for field in dataclasses.fields(cls):
+            if field.name == name:
+                values = field.default if isinstance(field.default, tuple) else (field.default,)
+                owners.setdefault(" ".join(map(str, values)), []).append(cls.name)
+    return "; ".join(f"{', '.join(names)}" + (f": {value}" if value else "") for value, names in owners.items())

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from anchorprune.pruning import active_pruning
 from anchorprune.towers import find_tower
 
 
@@ -24,15 +25,16 @@ def image_tower_flops(model: nn.Module) -> int:
     Counted on the meta device, on the very operators that run: on a CPU the counter does not see fused attention.
     A model that is pruned at the moment is counted as pruned.
     """
-    module = find_tower(model).module
-    height, width = find_tower(model).image_size
+    tower = find_tower(model)
+    module, pruning = tower.module, active_pruning(tower)
+    height, width = tower.image_size
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     image = torch.empty(1, 3, height, width, device="meta", dtype=next(module.parameters()).dtype)
     training = {part: part.training for part in module.modules()}
     module.eval()  # patch dropout would drop other tokens
     try:
-        with FlopCounterMode(display=False) as counter:
+        with pruning.off_the_record() if pruning else nullcontext(), FlopCounterMode(display=False) as counter:
             functional_call(module, on_meta, (image,))
     finally:
         for part, mode in training.items():

@@ -23,7 +23,8 @@ class FieldError(UserError):
 
     def as_flag(self) -> str:
         """The same sentence for somebody who typed a flag."""
-        return f"--{self.field} {self.value}: {self.fix}"
+        value = " ".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
+        return f"--{self.field} {value}: {self.fix}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

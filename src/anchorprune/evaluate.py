@@ -282,6 +282,7 @@ def _pruning_record(pruning: Pruning | None) -> dict[str, Any] | None:
         "effective": pruning.effective,
         "tokens_before": pruning.tokens_before,
         "tokens_after": pruning.tokens_after,
+        "tokens_by_block": pruning.tokens_by_block,
     }
 
 

@@ -1,26 +1,34 @@
 """`prune`: put a strategy into a model, record what it keeps, and take it out again without a trace.
 
-Injection is forward pre-hooks and nothing else. The hook of block ℓ gathers the tokens; the hooks of the blocks
-from ℓ on gather an attention mask where the tower hands one to them. No class and no forward is replaced, so the
-blocks run their own code, fused attention included, and removing the hooks restores the model exactly.
+A strategy that acts at a block's input needs a forward pre-hook that gathers the tokens, and no more. One that acts
+inside a block, between attention and MLP, has that block's forward shadowed on the instance by the tower's two
+halves. Blocks in which nothing happens run their own code, fused attention included. No class is replaced and no
+parameter is touched, so that removing hooks and shadows restores the model exactly.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import MethodType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anchorprune.errors import FieldError, UserError
-from anchorprune.masks import find_mask, gather_mask, with_mask
+from anchorprune.masks import additive_mask, find_mask, gather_mask, with_mask
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
-from anchorprune.tokens import TokenPlan, Tokens, gather_tokens
+from anchorprune.tokens import TokenPlan, Tokens, gather_tokens, merge_tokens, positions
 from anchorprune.towers import Tower, find_tower
+
+# The handle's name in the `__dict__` of a pruned tower's module.
+_HANDLE = "anchorprune_handle"
 
 
 def prune(model: nn.Module, strategy: str | Strategy = "anchor", **fields: Any) -> Pruning:
@@ -80,24 +88,34 @@ def apply_pruning_to_model(
     return Pruning(find_tower(model) if enable_pruning else None, strategy)
 
 
+@dataclass
+class Record:
+    """What the last forward pass did, block by block (counted from 1).
+
+    Attributes:
+        entered: batch size, N and device of the tokens at the first block that the strategy acts in.
+        counts: the strategy's schedule for that N.
+        plans: what the strategy returned for each block that it acted in; None where nothing was dropped.
+        sizes: `[B, N]` for the tokens that enter a block, once some are merged.
+    """
+
+    entered: tuple[int, int, torch.device] | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+    plans: dict[int, TokenPlan | None] = field(default_factory=dict)
+    sizes: dict[int, Tensor | None] = field(default_factory=dict)
+
+
 class Pruning:
     """A pruned model's handle: the record of the last forward pass, and the way back.
 
     Attributes:
         strategy: the strategy in force.
-        kept: LongTensor `[B, K]`, indices of the kept tokens, prefix included, ascending; all N of them where
-            nothing was dropped. None before the first forward pass. Under CUDA graphs (`mode="reduce-overhead"`)
-            clone it before the next forward pass, which overwrites it.
-        plan: all that the strategy returned (None where nothing was dropped).
-        tokens_before, tokens_after: N and K. None before the first forward pass.
+        record: the last forward pass, block by block.
     """
 
     def __init__(self, tower: Tower | None, strategy: Strategy) -> None:
         self.strategy = strategy
-        self.kept: Tensor | None = None
-        self.plan: TokenPlan | None = None
-        self.tokens_before: int | None = None
-        self.tokens_after: int | None = None
+        self.record = Record()
         self._hooks: list[Any] = []
         if tower is None:  # pruning is switched off
             return
@@ -108,32 +126,47 @@ class Pruning:
                 f"this model is already pruned ({earlier.strategy}): call restore() on the handle that prune() "
                 "returned, or anchorprune.restore(model), before pruning it again"
             )
-        check_layer(tower, strategy)
-        if strategy.keep_count(tower.num_tokens, tower.num_prefix_tokens) >= tower.num_tokens:
+        check_layers(tower, strategy)
+        if not self._drops:
             warnings.warn(
                 f"{strategy.name} keeps all {tower.num_tokens} tokens of this tower ({tower.num_prefix_tokens} "
                 f"prefix + {tower.num_patches} patches): nothing is dropped; "
-                f"{strategy.smaller_budget(tower.num_patches)} would prune",
+                f"{strategy.smaller_budget(tower.num_patches, len(tower.blocks))} would prune",
                 stacklevel=3,
             )
 
-        first = strategy.prune_layer - 1
-        self._hooks = [tower.blocks[first].register_forward_pre_hook(self._drop_tokens, with_kwargs=True)]
-        self._hooks += [
-            block.register_forward_pre_hook(self._gather_mask, with_kwargs=True) for block in tower.blocks[first:]
-        ]
+        schedule = strategy.schedule(tower.num_patches, len(tower.blocks))
+        self._first = min(schedule, default=len(tower.blocks))
+        self._inside = {}
+        for number, block in enumerate(tower.blocks, 1):
+            acts = number in schedule
+            # Registered also where the strategy acts inside: it sees the block, the forward below does not.
+            if number >= self._first:
+                hook = partial(self._before, number, acts and strategy.acts == "input")
+                self._hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+            weighted = strategy.proportional_attention and number >= self._first
+            if strategy.acts == "inside" and (acts or weighted):
+                self._inside[number] = block.__dict__.get("forward")
+                block.__dict__["forward"] = partial(self._forward, number)
         if hasattr(tower.module, "forward_intermediates"):
             tower.module.__dict__["forward_intermediates"] = self._refuse_intermediates
+        tower.module.__dict__[_HANDLE] = self
         forget_compiled_code()
 
     def restore(self) -> None:
         """Make the model what it was. Calling it again does nothing."""
-        if self._hooks:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
-            self._tower.module.__dict__.pop("forward_intermediates", None)
-            forget_compiled_code()
+        if not self._hooks:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for number, earlier in self._inside.items():
+            del self._tower.blocks[number - 1].__dict__["forward"]
+            if earlier is not None:
+                self._tower.blocks[number - 1].__dict__["forward"] = earlier
+        for name in ("forward_intermediates", _HANDLE):
+            self._tower.module.__dict__.pop(name, None)
+        forget_compiled_code()
 
     __call__ = restore
 
@@ -150,42 +183,157 @@ class Pruning:
         return f"Pruning({self.strategy}, {state}, tokens {self.tokens_before} -> {self.tokens_after})"
 
     @property
+    def kept(self) -> Tensor | None:
+        """LongTensor `[B, K]`, indices of the tokens that reach the tower's end, prefix included, ascending.
+
+        Of tokens that were merged, the one that the others went into. All N of them where nothing was dropped. None
+        before the first forward pass. Under CUDA graphs (`mode="reduce-overhead"`) clone it before the next forward
+        pass, which overwrites it.
+        """
+        return self.kept_before(None)
+
+    @property
+    def assignment(self) -> Tensor | None:
+        """LongTensor `[B, N]`: the place among `kept` where each of the image's own tokens ended; −1 for dropped.
+
+        None before the first forward pass.
+        """
+        if self.record.entered is None:
+            return None
+        batch, n, device = self.record.entered
+        place = torch.arange(n, device=device).expand(batch, -1)
+        for plan in self._plans(None):
+            # One column more, the last: −1 leads there, and out of it.
+            step = positions(plan.keep, n)
+            if plan.merged is not None and plan.into is not None:
+                step = step.scatter(1, plan.merged, step.gather(1, plan.into))
+            place = torch.cat([step, step.new_full((batch, 1), -1)], dim=1).gather(1, place % (n + 1))
+            n = plan.keep.shape[1]
+            place = torch.where(place < 0, n, place)
+        return torch.where(place == n, -1, place)
+
+    @property
+    def tokens_before(self) -> int | None:
+        """N; None before the first forward pass."""
+        return None if self.record.entered is None else self.record.entered[1]
+
+    @property
+    def tokens_after(self) -> int | None:
+        """K, the tokens that reach the tower's end; None before the first forward pass."""
+        return next((plan.keep.shape[1] for plan in reversed(self._plans(None))), self.tokens_before)
+
+    @property
+    def tokens_by_block(self) -> list[int] | None:
+        """How many tokens each block's MLP sees; None before the first forward pass."""
+        if self.tokens_before is None:
+            return None
+        tokens, counts = self.tokens_before, []
+        for number in range(1, len(self._tower.blocks) + 1):
+            if (plan := self.record.plans.get(number)) is not None:
+                tokens = plan.keep.shape[1]
+            counts.append(tokens)
+        return counts
+
+    @property
     def effective(self) -> bool:
         """Whether this budget drops tokens: in the last forward pass, or before one, at the tower's own image size."""
         if self.tokens_before is not None and self.tokens_after is not None:
             return self.tokens_after < self.tokens_before
-        if not self._hooks:
-            return False
-        tower = self._tower
-        return self.strategy.keep_count(tower.num_tokens, tower.num_prefix_tokens) < tower.num_tokens
+        return bool(self._hooks) and self._drops
 
-    def _drop_tokens(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Pre-hook of block ℓ: the strategy's plan, then the gather. Returns the block's new arguments."""
+    def kept_before(self, block: int | None) -> Tensor | None:
+        """`kept` as it was for the tokens that entered this block, counted from 1; None: for those that came out."""
+        if self.record.entered is None:
+            return None
+        batch, n, device = self.record.entered
+        kept = torch.arange(n, device=device).expand(batch, -1)
+        for plan in self._plans(block):
+            kept = kept.gather(1, plan.keep)
+        return kept
+
+    def size_bias(self, block: int) -> Tensor | None:
+        """What proportional attention adds to this block's logits, `[B, 1, 1, N]`; None where it adds nothing."""
+        sizes = self.record.sizes.get(block) if self.strategy.proportional_attention else None
+        return None if sizes is None else sizes.log()[:, None, None, :]
+
+    @contextmanager
+    def off_the_record(self) -> Iterator[None]:
+        """Forward passes within leave no trace on the handle."""
+        record, self.record = self.record, Record()
+        try:
+            yield
+        finally:
+            self.record = record
+
+    @property
+    def _drops(self) -> bool:
+        patches = self._tower.num_patches
+        return any(count < patches for count in self.strategy.schedule(patches, len(self._tower.blocks)).values())
+
+    def _plans(self, block: int | None) -> list[TokenPlan]:
+        """What was done before this block, in order."""
+        until = len(self._tower.blocks) + 1 if block is None else block
+        plans = [(number, plan) for number, plan in sorted(self.record.plans.items()) if number < until]
+        return [plan for _, plan in plans if plan is not None]
+
+    def _plan(self, number: int, x: Tensor, query_key: Callable[[], tuple[Tensor, Tensor]]) -> TokenPlan | None:
+        """The strategy's plan for the tokens x `[B, N, D]` in this block; None where it drops nothing there."""
+        tower, record = self._tower, self.record
+        prefix = tower.num_prefix_tokens
+        batch, n = x.shape[:2]
+        if number == self._first:
+            record.entered = (batch, n, x.device)
+            record.counts = self.strategy.schedule(n - prefix, len(tower.blocks))
+        plan = None
+        if (count := record.counts.get(number, n)) < n - prefix:
+            tokens = Tokens(x, prefix, query_key, record.sizes.get(number), number / len(tower.blocks))
+            with torch.no_grad():  # which tokens go on is a choice; gradients flow through the tokens themselves
+                plan = self.strategy.plan(tokens, count)
+        record.plans[number] = plan
+        return plan
+
+    def _before(self, number: int, acts: bool, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pre-hook of a block from the first that the strategy acts in on: drops tokens, or cuts an attention mask."""
         if getattr(block, "_is_replica", False):
             raise UserError("a pruned model cannot run under nn.DataParallel; use DistributedDataParallel")
         tower = self._tower
-        x = tower.tokens(args[0])
-        batch, n = x.shape[:2]
-        if self.strategy.keep_count(n, tower.num_prefix_tokens) >= n:
-            self._record(None, torch.arange(n, device=x.device).expand(batch, -1), n)
-            return None
-        with torch.no_grad():  # which tokens go on is a choice; gradients flow through the tokens themselves
-            plan = self.strategy.plan(Tokens(x, tower.num_prefix_tokens, lambda x: tower.query_key(block, x)))
-        self._record(plan, plan.keep, n)
-        return (tower.tokens(gather_tokens(x, plan.keep)), *args[1:]), kwargs
-
-    def _record(self, plan: TokenPlan | None, kept: Tensor, tokens_before: int) -> None:
-        if kept.is_meta:  # only FLOPs are being counted
-            return
-        self.plan, self.kept = plan, kept
-        self.tokens_before, self.tokens_after = tokens_before, kept.shape[1]
-
-    def _gather_mask(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Pre-hook of the blocks from ℓ on: an attention mask, where there is one, at the kept tokens."""
+        if acts:
+            x = tower.tokens(args[0])
+            plan = self._plan(number, x, lambda: tower.query_key(block, x))
+            if plan is not None:
+                args = (tower.tokens(gather_tokens(x, plan.keep)), *args[1:])
         mask = find_mask(block, args, kwargs)
-        if self.plan is None or mask is None:
-            return None
-        return with_mask(block, args, kwargs, gather_mask(mask, self.plan.keep, block.attn.num_heads))
+        if mask is None or number + acts == self._first:  # none, or none dropped so far
+            return args, kwargs
+        kept = self.kept_before(number + acts)
+        if kept is None or kept.shape[1] == mask.shape[-1]:
+            return args, kwargs
+        return with_mask(block, args, kwargs, gather_mask(mask, kept, block.attn.num_heads))
+
+    def _forward(self, number: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """In place of the forward of a block that the strategy acts inside of, or that comes after a merge."""
+        tower, record = self._tower, self.record
+        block = tower.blocks[number - 1]
+        tokens, bias = tower.tokens(x), self.size_bias(number)
+        n = tokens.shape[1] - tower.num_prefix_tokens
+        first = number == self._first
+        counts = self.strategy.schedule(n, len(tower.blocks)) if first else record.counts
+        if counts.get(number, n) >= n and bias is None:  # the block's own, bit for bit
+            self._plan(number, tokens, _not_needed)
+            record.sizes[number + 1] = record.sizes.get(number)
+            earlier = self._inside[number]
+            return (earlier or MethodType(type(block).forward, block))(x, *args, **kwargs)
+
+        mask = find_mask(block, (x, *args), kwargs)
+        if mask is not None:
+            mask = additive_mask(mask, len(tokens))
+            bias = mask if bias is None else bias + mask
+        tokens, q, k = tower.attention_half(block, tokens, bias)
+        plan, sizes = self._plan(number, tokens, lambda: (q, k)), record.sizes.get(number)
+        if plan is not None:
+            tokens, sizes = merge_tokens(tokens, sizes, plan)
+        record.sizes[number + 1] = sizes
+        return tower.tokens(tower.mlp_half(block, tokens))
 
     def _refuse_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the tower's `forward_intermediates`, which would lay the kept tokens out as the whole grid."""
@@ -195,11 +343,16 @@ class Pruning:
         raise UserError("forward_intermediates needs the whole grid of tokens: restore() this pruned model first")
 
 
-def check_layer(tower: Tower, strategy: Strategy) -> None:
-    """Raise FieldError for a strategy that prunes at a block that the tower does not have."""
-    if strategy.prune_layer > len(tower.blocks):
-        fix = f"this tower has blocks 1 … {len(tower.blocks)}; choose one from 2 on"
-        raise FieldError("prune_layer", strategy.prune_layer, fix)
+def _not_needed() -> tuple[Tensor, Tensor]:
+    raise AssertionError("nothing is dropped here")
+
+
+def check_layers(tower: Tower, strategy: Strategy) -> None:
+    """Raise FieldError for a strategy that acts in a block that the tower does not have."""
+    blocks = len(tower.blocks)
+    if (last := max(strategy.schedule(tower.num_patches, blocks), default=0)) > blocks:
+        name = next(field.name for field in fields(strategy) if field.name in ("prune_layer", "prune_layers"))
+        raise FieldError(name, last, f"this tower has blocks 1 … {blocks}; choose one from 2 on")
 
 
 def restore(model: nn.Module) -> None:
@@ -211,11 +364,7 @@ def restore(model: nn.Module) -> None:
 
 def active_pruning(tower: Tower) -> Pruning | None:
     """The handle of the pruning that is in force on this tower; a deep copy of a pruned model has its own."""
-    for block in tower.blocks:
-        for hook in block._forward_pre_hooks.values():
-            if isinstance(owner := getattr(hook, "__self__", None), Pruning):
-                return owner
-    return None
+    return tower.module.__dict__.get(_HANDLE)
 
 
 def forget_compiled_code() -> None:

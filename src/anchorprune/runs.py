@@ -153,7 +153,7 @@ def _check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None)
 
 def _check_tower(model: str, strategy: Strategy | None) -> None:
     """Raise UserError unless the model's tower can be pruned by `strategy`, or with None, its attention be read."""
-    from anchorprune.pruning import check_layer
+    from anchorprune.pruning import check_layers
     from anchorprune.towers import find_tower, open_clip
 
     if (built := open_clip.skeleton(model)) is None:
@@ -164,7 +164,7 @@ def _check_tower(model: str, strategy: Strategy | None) -> None:
         what = str(error) if strategy else str(error).replace("cannot prune", "cannot read the attention of", 1)
         raise UserError(f"--model {model}: {what}") from error
     if strategy:
-        check_layer(tower, strategy)
+        check_layers(tower, strategy)
 
 
 def _check_output(flag: str, path: str) -> None:

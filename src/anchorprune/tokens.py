@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens at the input of one block.
+    """The tokens where a strategy acts: at the input of a block, or between its attention and its MLP.
 
     Attributes:
-        x: `[B, N, D]`, the block's input, before the block's own LayerNorm.
+        x: `[B, N, D]`, the residual stream there.
         num_prefix_tokens: P, the leading tokens (CLS, registers) that are never dropped.
-        query_key: gives the block's own queries and keys of x, each `[B, H, N, d]`; called only by strategies
-            that need them, because it costs two projections.
+        query_key: gives the block's own queries and keys, each `[B, H, N, d]`. At a block's input this costs two
+            projections; after its attention they are there anyway.
+        sizes: `[B, N]`, float32: how many of the image's own tokens are merged in each; None where each is one.
+        depth: the block's place among the tower's, 0 … 1: block ℓ of L has ℓ / L.
     """
 
     x: Tensor
     num_prefix_tokens: int
-    query_key: Callable[[Tensor], tuple[Tensor, Tensor]]
+    query_key: Callable[[], tuple[Tensor, Tensor]]
+    sizes: Tensor | None = None
+    depth: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,17 @@ class TokenPlan:
     Attributes:
         keep: LongTensor `[B, K]`, indices into the N tokens, prefix included, unique and ascending.
         anchors: LongTensor `[B, k]`, the anchors among them, in no particular order; None where a strategy has none.
+        merged: LongTensor `[B, M]`, tokens that are not kept and go into one that is; None where nothing is merged.
+            A token that is neither kept nor merged is dropped.
+        into: LongTensor `[B, M]`, the kept token that each of them goes into, as an index into the N tokens.
+        weights: `[B, N]`, what each token weighs in the average of those that come together; None: its size.
     """
 
     keep: Tensor
     anchors: Tensor | None = None
+    merged: Tensor | None = None
+    into: Tensor | None = None
+    weights: Tensor | None = None
 
 
 def mean_attention(q: Tensor, k: Tensor) -> Tensor:
@@ -74,6 +85,19 @@ def head_attention(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
         return logits.softmax(dim=-1)
 
 
+def cls_attention(q: Tensor, k: Tensor) -> Tensor:
+    """The attention that token 0 pays each token, mean over heads: row 0 of `mean_attention`, `[B, N]`."""
+    return head_attention(q[:, :, :1], k).mean(dim=1).squeeze(1)
+
+
+def key_directions(tokens: Tokens) -> Tensor:
+    """The patches' keys, mean over heads, scaled to length 1: `[B, n, d]`, float32 or finer."""
+    from torch.nn import functional as F
+
+    keys = at_least_float32(tokens.query_key()[1][:, :, tokens.num_prefix_tokens :]).mean(dim=1)
+    return F.normalize(keys, dim=-1)
+
+
 def top_indices(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest of `scores [B, n]`, best first; ties go to the lower index.
 
@@ -82,9 +106,60 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
     return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
+def all_but(indices: Tensor, n: int) -> Tensor:
+    """The numbers below n that are not in `indices [B, M]`, ascending, `[B, n − M]`."""
+    there = indices.new_zeros(indices.shape[0], n).scatter(1, indices, 1)
+    return there.sort(dim=1, stable=True).indices[:, : n - indices.shape[1]]
+
+
+def keep_with_prefix(patches: Tensor, tokens: Tokens) -> Tensor:
+    """`TokenPlan.keep` for these patches `[B, n]`, counted among the patches, unique, in any order."""
+    import torch
+
+    prefix = torch.arange(tokens.num_prefix_tokens, device=patches.device).expand(patches.shape[0], -1)
+    return torch.cat([prefix, patches.sort(dim=1).values + tokens.num_prefix_tokens], dim=1)
+
+
 def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
     """Rows `keep [B, K]` of `x [B, N, D]`, as `[B, K, D]`."""
     return x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def positions(keep: Tensor, num_tokens: int) -> Tensor:
+    """Where each of the N tokens stands among the kept, `[B, N]`; −1 for those that are not kept."""
+    import torch
+
+    where = keep.new_full((keep.shape[0], num_tokens), -1)
+    return where.scatter(1, keep, torch.arange(keep.shape[1], device=keep.device).expand_as(keep))
+
+
+def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tensor, Tensor | None]:
+    """The tokens that go on and their sizes: the kept ones, each averaged with what the plan merges into it.
+
+    The average is weighted by `plan.weights`, or by the sizes: then Σ size · x over all tokens stays what it was.
+
+    Args:
+        x: `[B, N, D]`.
+        sizes: `[B, N]`, or None where each token is one.
+
+    Returns:
+        `[B, K, D]` in x's dtype, averaged in float32 or finer; and `[B, K]`, None where nothing was ever merged.
+    """
+    if plan.merged is None or plan.into is None:
+        return gather_tokens(x, plan.keep), None if sizes is None else sizes.gather(1, plan.keep)
+    batch, n, width = x.shape
+    into = positions(plan.keep, n).gather(1, plan.into)  # [B, M], places among the kept
+
+    def summed(values: Tensor) -> Tensor:
+        kept, added = values.gather(1, plan.keep), values.gather(1, plan.merged)  # type: ignore[arg-type]
+        return kept.scatter_add(1, into, added)
+
+    sizes = at_least_float32(x).new_ones(batch, n) if sizes is None else sizes
+    weights = sizes if plan.weights is None else at_least_float32(plan.weights)
+    kept = at_least_float32(gather_tokens(x, plan.keep)) * weights.gather(1, plan.keep).unsqueeze(-1)
+    added = at_least_float32(gather_tokens(x, plan.merged)) * weights.gather(1, plan.merged).unsqueeze(-1)
+    total = kept.scatter_add(1, into.unsqueeze(-1).expand(-1, -1, width), added)
+    return (total / summed(weights).unsqueeze(-1)).to(x.dtype), summed(sizes)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def _pictures(
     assert strategy is not None
     with torch.inference_mode(), prune(loaded.model, strategy) as pruning:
         loaded.model.encode_image(pixels.to(next(loaded.model.parameters()).device))
-    plan = pruning.plan
+    plan = pruning.record.plans.get(2)
     mean, std = normalisation(loaded.transform)
     pictures = []
     for n, (i, kind) in enumerate(shown):

@@ -75,7 +75,10 @@ RANDOM = Way("random", "mean of 3 draws", "random", "random", "random", draws=3)
 RESCORED = Way("anchor", "minmax, from_anchors", "minmax", "anchor_minmax_from_anchors", "anchor", CHANGED)
 EARLY = (DESCRIBED, RESCORED, RANDOM)
 LATE = tuple(
-    dataclasses.replace(way, file=f"{way.file}_block4", fields={**way.fields, "prune_layer": 4}) for way in EARLY
+    dataclasses.replace(
+        way, file=f"{way.file}_block4", fields={**way.fields, "prune_layers" if way is RANDOM else "prune_layer": 4}
+    )
+    for way in EARLY
 )
 WAYS = (UNPRUNED, *EARLY, *LATE)
 

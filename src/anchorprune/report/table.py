@@ -89,7 +89,7 @@ def row(
     return Row(
         name=name,
         detail=detail,
-        block=pruning.get("prune_layer"),
+        block=pruning.get("prune_layer") or next(iter(pruning.get("prune_layers") or ()), None),
         accuracy=accuracy,
         low=low,
         high=high,

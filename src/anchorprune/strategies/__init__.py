@@ -1,22 +1,53 @@
-"""The strategies by name. Each lives in a file of this folder and is found there; none imports torch on import."""
+"""The strategies by name. Each lives in a file of this folder, or of another package that says so by an entry point.
+
+None imports torch on import.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.strategies.base import Strategy
 
+ENTRY_POINTS = "anchorprune.strategies"
+
 
 @functools.cache
 def registry() -> dict[str, type[Strategy]]:
-    """Every strategy of this folder, by name."""
+    """Every strategy of this folder and of installed packages, by name.
+
+    Raises:
+        UserError: a package's strategy cannot be imported, is none, or has a name that is taken.
+    """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return {cls.name: cls for cls in sorted(Strategy.__subclasses__(), key=lambda cls: cls.name)}
+    known = {cls.name: cls for cls in sorted(_concrete(Strategy), key=lambda cls: cls.name)}  # type: ignore[type-abstract]
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        try:
+            cls = entry.load()
+        except Exception as error:  # whatever another package's code raises
+            raise UserError(f"strategy {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+        if not (inspect.isclass(cls) and issubclass(cls, Strategy) and not inspect.isabstract(cls)):
+            raise UserError(f"strategy {entry.name!r} ({entry.value}): is no complete subclass of Strategy")
+        if cls.name != entry.name or known.get(cls.name, cls) is not cls:
+            raise UserError(f"strategy {entry.name!r} ({entry.value}): its name {cls.name!r} is taken or another")
+        known[cls.name] = cls
+    return known
+
+
+def _concrete(cls: type[Strategy]) -> Iterator[type[Strategy]]:
+    """The strategies of this folder; what a package brings counts by its entry point alone."""
+    for sub in cls.__subclasses__():
+        if not inspect.isabstract(sub) and sub.__module__.startswith(__name__):
+            yield sub
+        yield from _concrete(sub)
 
 
 def make_strategy(name: str, **fields: object) -> Strategy:
@@ -33,4 +64,4 @@ def make_strategy(name: str, **fields: object) -> Strategy:
     for field, value in fields.items():
         if field not in own:
             raise FieldError(field, value, f"strategy {name!r} has no such field; it has {', '.join(own)}")
-    return cls(**fields)  # type: ignore[arg-type]  # the names were checked above, the values check themselves
+    return cls(**fields)  # the names were checked above, the values check themselves

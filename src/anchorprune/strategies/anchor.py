@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +21,7 @@ class Anchor(Strategy):
 
     name: ClassVar[str] = "anchor"
 
+    prune_layer: int = option(2, "prune at the input of this block, counted from 1 (2 … number of blocks)")
     k_anchors: int = option(10, "number of anchor tokens")
     top_m: int = option(50, "number of tokens kept besides prefix and anchors")
     alpha: float = option(0.5, "weight of importance against diversity, 0 … 1; 1 is importance alone")
@@ -38,6 +41,8 @@ class Anchor(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prune_layer < 2:
+            raise FieldError("prune_layer", self.prune_layer, "must be 2 or more: block 1 always sees every token")
         if self.k_anchors < 1:
             raise FieldError("k_anchors", self.k_anchors, "must be 1 or more")
         if self.top_m < 0:
@@ -45,19 +50,24 @@ class Anchor(Strategy):
         if not 0 <= self.alpha <= 1:  # false for NaN too
             raise FieldError("alpha", self.alpha, "must lie between 0 (diversity alone) and 1 (importance alone)")
 
-    def keep_count(self, num_tokens: int, num_prefix_tokens: int) -> int:
-        return min(num_tokens, num_prefix_tokens + self.k_anchors + self.top_m)
+    def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
+        return {self.prune_layer: min(num_patches, self.k_anchors + self.top_m)}
 
-    def smaller_budget(self, num_patches: int) -> str:
+    def budgets(self, num_patches: int, num_blocks: int) -> Sequence[Strategy]:
+        return [dataclasses.replace(self, top_m=m) for m in range(max(0, num_patches - self.k_anchors), -1, -1)]
+
+    def smaller_budget(self, num_patches: int, num_blocks: int) -> str:
         # The share that the defaults keep of ViT-B/16 (60 of 196), with anchors and others as 1 : 5.
         keep = max(2, round(num_patches * 60 / 196))
         return f"--k_anchors {max(1, keep // 6)} --top_m {keep - max(1, keep // 6)}"
 
-    def plan(self, tokens: Tokens) -> TokenPlan:
-        x = tokens.x[:1] if self.selection == "first_image" else tokens.x
-        q, k = tokens.query_key(x)
+    def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
+        x, (q, k) = tokens.x, tokens.query_key()
+        if self.selection == "first_image":
+            x, q, k = x[:1], q[:1], k[:1]
+        top_m = keep_patches - self.k_anchors
         keep, anchors = _select(
-            x, q, k, self.k_anchors, self.top_m, self.alpha, tokens.num_prefix_tokens, self.score_norm, self.importance
+            x, q, k, self.k_anchors, top_m, self.alpha, tokens.num_prefix_tokens, self.score_norm, self.importance
         )
         batch = tokens.x.shape[0]
         return TokenPlan(keep.expand(batch, -1), anchors.expand(batch, -1))

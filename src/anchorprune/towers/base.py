@@ -66,3 +66,19 @@ class Tower(ABC):
 
         Scaled so that the block's attention is softmax(q kᵀ / √d); biases, q/k-norm and rotary embedding included.
         """
+
+    @abstractmethod
+    def attention_half(self, block: nn.Module, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's first half: x + attention(LayerNorm(x)), with all that the block does there.
+
+        Args:
+            x: `[B, N, D]`.
+            bias: added to the attention's logits; broadcasts to `[B, H, N, N]`. None: nothing.
+
+        Returns:
+            The residual stream between the halves, `[B, N, D]`, and the queries and keys as `query_key` gives them.
+        """
+
+    @abstractmethod
+    def mlp_half(self, block: nn.Module, x: Tensor) -> Tensor:
+        """The block's second half: x + MLP(LayerNorm(x)), `[B, N, D]`."""

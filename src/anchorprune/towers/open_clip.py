@@ -83,14 +83,38 @@ class OpenClipTower(Tower):
     """A `VisionTransformer`: one CLS token, then the patches, row by row."""
 
     def query_key(self, block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        attention = block.attn
-        width = x.shape[-1]
-        bias = None if attention.in_proj_bias is None else attention.in_proj_bias[: 2 * width]
-        qk = F.linear(block.ln_1(x), attention.in_proj_weight[: 2 * width], bias)
-        q, k = qk.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, d]
-        if hasattr(attention, "ln_q"):
-            return attention.ln_q(q), attention.ln_k(k)
+        q, k = self._project(block, x, 2)
         return q, k
+
+    def attention_half(self, block: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        attention = block.attn
+        q, k, v = self._project(block, x, 3)
+        y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
+        if getattr(attention, "head_scale", None) is not None:
+            y = y * attention.head_scale
+        y = y.transpose(1, 2).flatten(2)
+        # What plain blocks and OpenAI's own do not have.
+        for part, names in ((attention, ("ln_inner", "out_proj", "out_drop")), (block, ("ln_attn", "ls_1"))):
+            for name in names:
+                y = getattr(part, name, _same)(y)
+        return x + y, q, k
+
+    def mlp_half(self, block: Any, x: Tensor) -> Tensor:
+        return x + getattr(block, "ls_2", _same)(block.mlp(block.ln_2(x)))
+
+    def _project(self, block: Any, x: Tensor, parts: int) -> list[Tensor]:
+        """Queries and keys, and for three parts values, of the block's input, each `[B, H, N, d]`."""
+        attention, rows = block.attn, parts * x.shape[-1]
+        weight, bias = attention.in_proj_weight[:rows], attention.in_proj_bias
+        projected = F.linear(block.ln_1(x), weight, None if bias is None else bias[:rows])
+        q, k, *v = projected.unflatten(-1, (parts, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if hasattr(attention, "ln_q"):
+            q, k = attention.ln_q(q), attention.ln_k(k)
+        return [q, k, *v]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def check(model: str, pretrained: str) -> None:

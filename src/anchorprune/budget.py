@@ -1,0 +1,54 @@
+"""`--target_gmacs`: the largest budget of a strategy under which the image tower costs no more than that."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from anchorprune.cost import image_tower_flops
+from anchorprune.errors import UserError
+from anchorprune.pruning import prune
+from anchorprune.strategies.base import Strategy
+from anchorprune.towers import find_tower
+
+
+def solve(model: nn.Module, strategy: Strategy, target_gmacs: float) -> Strategy:
+    """The strategy with the largest of its `budgets` that costs at most `target_gmacs`; all else as it is.
+
+    Args:
+        model: unpruned; on the meta device is enough.
+        target_gmacs: multiply-adds in billions of the image tower for one image at its own size, selection included.
+
+    Raises:
+        UserError: not pruning costs no more than that, or no budget of this strategy gets down to it.
+    """
+    tower = find_tower(model)
+    dense = image_tower_flops(model) / 2e9
+    if not 0 < target_gmacs < dense:
+        raise UserError(
+            f"target_gmacs={target_gmacs:g}: the unpruned tower costs {dense:.2f} GMACs; give a number below it"
+        )
+    budgets = strategy.budgets(tower.num_patches, len(tower.blocks))
+    # Along the budgets the cost falls; a first few may cost more than not pruning at all, by their selection.
+    low, high = 0, len(budgets) - 1
+    if (least := gmacs(model, budgets[high])) > target_gmacs:
+        raise UserError(
+            f"target_gmacs={target_gmacs:g}: {strategy.name} gets down to {least:.2f} GMACs here "
+            f"({budgets[high].flags()}); give a larger number or prune in earlier blocks"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if gmacs(model, budgets[middle]) <= target_gmacs:
+            high = middle
+        else:
+            low = middle + 1
+    return budgets[high]
+
+
+def gmacs(model: nn.Module, strategy: Strategy) -> float:
+    """Multiply-adds in billions of the image tower for one image, pruned by the strategy, selection included."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a budget covers everything
+        with prune(model, strategy):
+            return image_tower_flops(model) / 2e9

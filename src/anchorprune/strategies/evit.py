@@ -1,0 +1,38 @@
+"""EViT: the patches that CLS attends to most, and the rest fused into one token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from anchorprune.strategies.base import StepwiseStrategy, option
+from anchorprune.strategies.cls_attention import patch_scores
+from anchorprune.tokens import TokenPlan, Tokens, keep_with_prefix
+
+
+@dataclass(frozen=True)
+class EViT(StepwiseStrategy):
+    """The patches that CLS attends to most, and one token that the others are fused into (EViT).
+
+    Liang et al., "Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR
+    2022, sections 3.2 and 3.3: the fused token is the sum of the others weighted by CLS attention. Here as their mean
+    with these weights: without the training that the paper has, a token that is shorter by the share of attention
+    that it holds is none that a block has ever seen. The budget counts the fused token, which stands where the first
+    of those that it is made of stood.
+    """
+
+    name: ClassVar[str] = "evit"
+    acts: ClassVar = "inside"
+
+    prune_layers: tuple[int, ...] = option((4, 7, 10), "act in these blocks, counted from 1, ascending", kind=int)
+
+    def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
+        import torch
+
+        prefix, scores = tokens.num_prefix_tokens, patch_scores(tokens)
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        fused = order[:, keep_patches - 1 :].sort(dim=1).values  # the first hosts the others
+        keep = keep_with_prefix(torch.cat([order[:, : keep_patches - 1], fused[:, :1]], dim=1), tokens)
+        into = fused[:, :1].expand(-1, fused.shape[1] - 1) + prefix
+        weights = torch.cat([scores.new_ones(len(scores), prefix), scores], dim=1)
+        return TokenPlan(keep, merged=fused[:, 1:] + prefix, into=into, weights=weights)
