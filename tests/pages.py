@@ -55,14 +55,14 @@ def check_offline(text: str) -> None:
     assert not re.search(r"url\(|@import|@font-face", styles)
 
 
-def check_in_browser(found: dict[str, Any], width: int) -> None:
-    """Nothing complained of, asked for, undecoded or sticking out."""
+def check_in_browser(found: dict[str, Any], width: int, *, images: bool = True, charts: int = 1) -> None:
+    """Nothing complained of, asked for, undecoded or sticking out; whether there are images, and how many charts."""
     assert found["console"] == []
     assert found["requests"] == []
     assert found["resources"] == []
     assert found["innerWidth"] == width
     assert found["scrollWidth"] <= width
     assert found["sticking_out"] == []
-    assert found["images"]
+    assert bool(found["images"]) == images
     assert all(min(size) > 0 for size in found["images"])
-    assert len([shown for shown in found["charts"] if shown > 0]) == 1
+    assert len([shown for shown in found["charts"] if shown > 0]) == charts

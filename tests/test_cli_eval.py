@@ -210,14 +210,13 @@ def test_limit_on_a_class_sorted_folder_takes_several_classes(world: World, monk
     from anchorprune.tasks import zeroshot_classification
 
     seen: list[int] = []
-    run = zeroshot_classification.run
+    update = zeroshot_classification.ZeroShot.update
 
-    def watched(batches: Any, *rest: Any) -> Any:
-        listed = list(batches)
-        seen.extend(target for _, targets in listed for target in targets.tolist())
-        return run(listed, *rest)
+    def watched(self: Any, features: Any, targets: Any) -> None:
+        seen.extend(targets.tolist())
+        update(self, features, targets)
 
-    monkeypatch.setattr(zeroshot_classification, "run", watched)
+    monkeypatch.setattr(zeroshot_classification.ZeroShot, "update", watched)
     evaluated(*world.model, *world.things, "--limit", 8, "--output", "r.json")
     assert len(seen) == 8
     assert len(set(seen)) >= 3

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import make_clip
 
-from anchorprune.cli import build_parser, strategy_options
+from anchorprune.cli import build_parser
+from anchorprune.options import strategy_options
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -24,6 +24,7 @@ SMALL = {
     "max_min": {"keep_patches": 6},
     "pitome": {"r": 3},
     "random": {"keep_patches": 6},
+    "thin": {"keep_patches": 6},
     "tome": {"r": 3},
 }
 COVERING = {
@@ -33,6 +34,7 @@ COVERING = {
     "max_min": {"keep_patches": 60},
     "pitome": {"r": 0},
     "random": {"keep_patches": 16},
+    "thin": {"keep_patches": 16},
     "tome": {"r": 0},
 }
 

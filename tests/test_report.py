@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -21,60 +20,6 @@ from anchorprune.report.chart import Point
 from anchorprune.report.pictures import Picture, Prediction
 
 NASTY = ["<script>alert(1)</script>", 'a"b&c', "it's </p><img src=x onerror=alert(1)>", "naïve ☃ 猫"]
-
-
-# --- intervals
-
-
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    [  # R: prop.test(hits, n, correct = FALSE)$conf.int
-        (0, 10, 0.0, 0.2775328),
-        (10, 10, 0.7224672, 1.0),
-        (5, 10, 0.2365931, 0.7634069),
-        (81, 263, 0.2552740, 0.3662036),  # Newcombe 1998, table I
-        (15, 148, 0.0624, 0.1605),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_the_wilson_interval_is_the_published_one(hits: int, n: int, low: float, high: float) -> None:
-    assert stats.wilson(hits / n, n) == pytest.approx((low, high), abs=6e-5)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_wilson_interval_holds_the_shares_that_the_score_test_accepts(case: tuple[int, int]) -> None:
-    hits, n = case
-    share = hits / n
-    low, high = stats.wilson(share, n)
-    assert 0 <= low <= share + 1e-12
-    assert share - 1e-12 <= high <= 1
-
-    def accepted(p: float) -> bool:
-        return abs(share - p) <= stats.Z95 * math.sqrt(p * (1 - p) / n) + 1e-9
-
-    for p in [i / 200 for i in range(1, 200)]:
-        if min(abs(p - low), abs(p - high)) > 1e-6:
-            assert accepted(p) == (low < p < high)
-
-
-def test_an_impossible_share_has_no_interval() -> None:
-    for share, n in ((0.5, 0), (1.2, 10), (-0.1, 10), (math.nan, 10)):
-        with pytest.raises(ValueError, match="no interval"):
-            stats.wilson(share, n)
-
-
-def test_a_paired_difference_leaves_out_how_hard_the_images_are() -> None:
-    """McNemar's setting: 10 images one way, 2 the other; the 88 others say nothing, however hard they are."""
-    a = [1.0] * 50 + [0.0] * 38 + [1.0] * 10 + [0.0] * 2
-    b = [1.0] * 50 + [0.0] * 38 + [0.0] * 10 + [1.0] * 2
-    found = stats.paired_difference(a, b)
-    deviation = math.sqrt((12 - 100 * 0.08**2) / 99)
-    assert found.value == pytest.approx(0.08)
-    assert found.high - found.value == pytest.approx(1.96 * deviation / 10, rel=1e-3)
-    assert found.sign == 1
-    assert stats.paired_difference(b, a).sign == -1
-    assert stats.paired_difference(a, a) == stats.Difference(0, 0, 0)
-    assert stats.paired_difference(a, a).sign == 0
 
 
 # --- the table

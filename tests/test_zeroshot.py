@@ -30,13 +30,20 @@ def stream(logits: torch.Tensor, target: torch.Tensor, batch: int) -> list[tuple
     return list(zip(logits.split(batch), target.split(batch), strict=True))
 
 
+def measured(batches: list, classifier: torch.Tensor, *, multilabel: bool) -> dict[str, float]:
+    zeroshot = ours.ZeroShot(classifier, multilabel)
+    for features, target in batches:
+        zeroshot.update(features, target)
+    return zeroshot.metrics()
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn, of classes that do not occur
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # upstream's accuracy()
 @settings(max_examples=150, deadline=None)
 @given(predictions())
 def test_accuracy_and_recall_equal_upstreams_for_any_batching(case: tuple) -> None:
     logits, target, batch = case
-    metrics = ours.run(stream(logits, target, batch), torch.eye(logits.shape[1]) / 100, multilabel=False)
+    metrics = measured(stream(logits, target, batch), torch.eye(logits.shape[1]) / 100, multilabel=False)
     assert metrics["acc1"] == pytest.approx(upstream.accuracy(logits, target, topk=(1,))[0])
     if logits.shape[1] >= 5:
         assert metrics["acc5"] == pytest.approx(upstream.accuracy(logits, target, topk=(5,))[0])
@@ -50,7 +57,7 @@ def test_accuracy_and_recall_equal_upstreams_for_any_batching(case: tuple) -> No
 def test_mean_average_precision_equals_upstreams(case: tuple, seed: int) -> None:
     logits, _, batch = case
     target = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed)).lt(0.3).float()
-    metrics = ours.run(stream(logits, target, batch), torch.eye(logits.shape[1]) / 100, multilabel=True)
+    metrics = measured(stream(logits, target, batch), torch.eye(logits.shape[1]) / 100, multilabel=True)
     expected = upstream.average_precision_per_class(logits, target).mean().item()
     assert metrics["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
 
@@ -93,7 +100,7 @@ def test_a_classifier_that_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"clf.pt: holds 3 classes .* the data set has 4"):
         ours.load_classifiers([path], 4)
     with pytest.raises(UserError, match="features of width 6, the model's have 8"):
-        ours.run([(torch.randn(2, 8), torch.zeros(2).long())], ours.load_classifiers([path], 3), multilabel=False)
+        ours.ZeroShot(ours.load_classifiers([path], 3), False).update(torch.randn(2, 8), torch.zeros(2).long())
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(UserError, match="must hold one tensor"):
         ours.load_classifiers([path], 4)

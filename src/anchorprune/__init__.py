@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anchorprune.attention import get_vision_attention
     from anchorprune.errors import UserError
     from anchorprune.pruning import Pruning, apply_pruning_to_model, prune, restore
+    from anchorprune.strategies import RECOMMENDED
     from anchorprune.strategies.anchor import select_tokens_by_pruning
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 # Imported on first use (PEP 562): `anchorprune --help` must not wait for torch.
 _HOME = {
     "Pruning": "anchorprune.pruning",
+    "RECOMMENDED": "anchorprune.strategies",
     "UserError": "anchorprune.errors",
     "apply_pruning_to_model": "anchorprune.pruning",
     "get_vision_attention": "anchorprune.attention",
@@ -32,6 +34,7 @@ _HOME = {
 }
 
 __all__ = [
+    "RECOMMENDED",
     "Pruning",
     "UserError",
     "__version__",

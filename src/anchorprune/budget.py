@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 
 from anchorprune.cost import image_tower_flops
-from anchorprune.errors import UserError
+from anchorprune.errors import FieldError, UserError
 from anchorprune.pruning import prune
 from anchorprune.strategies.base import Strategy
 from anchorprune.towers import find_tower
@@ -21,22 +21,19 @@ def solve(model: nn.Module, strategy: Strategy, target_gmacs: float) -> Strategy
         target_gmacs: multiply-adds in billions of the image tower for one image at its own size, selection included.
 
     Raises:
-        UserError: not pruning costs no more than that, or no budget of this strategy gets down to it.
+        FieldError: not pruning costs no more than that, or no budget of this strategy gets down to it.
     """
     tower = find_tower(model)
     dense = image_tower_flops(model) / 2e9
     if not 0 < target_gmacs < dense:
-        raise UserError(
-            f"target_gmacs={target_gmacs:g}: the unpruned tower costs {dense:.2f} GMACs; give a number below it"
-        )
+        fix = f"must be above 0 and below what the unpruned tower costs, {dense:.2f}"
+        raise FieldError("target_gmacs", f"{target_gmacs:g}", fix)
     budgets = strategy.budgets(tower.num_patches, len(tower.blocks))
     # Along the budgets the cost falls; a first few may cost more than not pruning at all, by their selection.
     low, high = 0, len(budgets) - 1
     if (least := gmacs(model, budgets[high])) > target_gmacs:
-        raise UserError(
-            f"target_gmacs={target_gmacs:g}: {strategy.name} gets down to {least:.2f} GMACs here "
-            f"({budgets[high].flags()}); give a larger number or prune in earlier blocks"
-        )
+        fix = f"{strategy.name} gets down to {least:.2f} here ({budgets[high].flags()}); give a larger number"
+        raise FieldError("target_gmacs", f"{target_gmacs:g}", fix)
     while low < high:
         middle = (low + high) // 2
         if gmacs(model, budgets[middle]) <= target_gmacs:
@@ -52,3 +49,16 @@ def gmacs(model: nn.Module, strategy: Strategy) -> float:
         warnings.simplefilter("ignore", UserWarning)  # that a budget covers everything
         with prune(model, strategy):
             return image_tower_flops(model) / 2e9
+
+
+def dense_gmacs(model: str) -> float:
+    """The same of the unpruned image tower of an open_clip model, by its name.
+
+    Raises:
+        UserError: a model whose cost cannot be counted before it is loaded, or that cannot be pruned.
+    """
+    from anchorprune.towers import open_clip
+
+    if (built := open_clip.skeleton(model)) is None:
+        raise UserError(f"--model {model}: its cost cannot be counted before loading it")
+    return image_tower_flops(built) / 2e9

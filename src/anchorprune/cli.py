@@ -1,21 +1,20 @@
-"""The command line: `anchorprune eval | build | compare | demo`. Importing it, and `--help`, import no torch."""
+"""The command line: `anchorprune eval | build | compare | sweep | tune | strategies | demo`.
+
+Importing it, and `--help`, import no torch. The flags that several commands share are in `options.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import warnings
 from typing import Any, NoReturn
 
 import anchorprune
+from anchorprune import options
 from anchorprune.errors import FieldError, UserError, did_you_mean
-from anchorprune.strategies import registry
-from anchorprune.tasks import TASKS
-
-# clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`runs.plan_runs`).
-DEFAULT_OUTPUT = "{dataset}_{pretrained}_{model}_{language}_{task}.json"
+from anchorprune.options import given_fields
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,11 +26,15 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 after one line on stderr for bad input."""
-    parser = build_parser()
+    try:
+        parser = build_parser()
+    except UserError as error:  # a strategy of another package
+        return _complain(str(error))
     args, unknown = parser.parse_known_args(argv)
     if "which" not in args and not unknown:
         parser.print_help()
         return 0
+    args.argv = (sys.argv[1:] if argv is None else list(argv))[1:]  # what came after the command's name
     try:
         if unknown:
             actions = getattr(args, "parser", parser)._actions
@@ -70,8 +73,7 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
 def _eval(args: argparse.Namespace) -> None:
     from anchorprune.runs import run_eval
 
-    given = {name: getattr(args, name) for name in strategy_options()}
-    run_eval(args, {name: value for name, value in given.items() if value is not None})
+    run_eval(args, given_fields(args))
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -82,10 +84,30 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from anchorprune import results
+    from anchorprune import outcomes, results
     from anchorprune.compare import compare
 
-    print(compare(results.read(args.a), results.read(args.b), (args.a, args.b)))
+    a, b = (outcomes.path_for(path) for path in (args.a, args.b))
+    pair = (outcomes.read(a), outcomes.read(b)) if a.exists() and b.exists() else None
+    print(compare(results.read(args.a), results.read(args.b), (args.a, args.b), pair))
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from anchorprune.sweep import run_sweep
+
+    run_sweep(args)
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from anchorprune.tune import run_tune
+
+    run_tune(args)
+
+
+def _strategies(args: argparse.Namespace) -> None:
+    from anchorprune.listing import listing
+
+    print(listing())
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -94,7 +116,15 @@ def _demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.limit, args.verbose)
 
 
-COMMANDS = {"eval": _eval, "build": _build, "compare": _compare, "demo": _demo}
+COMMANDS = {
+    "eval": _eval,
+    "build": _build,
+    "compare": _compare,
+    "sweep": _sweep,
+    "tune": _tune,
+    "strategies": _strategies,
+    "demo": _demo,
+}
 
 
 def build_parser() -> Parser:
@@ -102,7 +132,13 @@ def build_parser() -> Parser:
     parser = Parser(prog="anchorprune", description="Token pruning for CLIP image encoders, measured.")
     parser.add_argument("--version", action="version", version=f"anchorprune {anchorprune.__version__}")
     commands = parser.add_subparsers(title="commands")
-    _add_eval(commands.add_parser("eval", help="evaluate models on data sets, pruned or not"))
+
+    evaluate = commands.add_parser("eval", help="evaluate models on data sets, pruned or not")
+    options.add_source_flags(evaluate)
+    options.add_eval_flags(evaluate)
+    options.add_running_flags(evaluate)
+    options.add_pruning_flags(evaluate.add_argument_group("pruning"))
+    evaluate.set_defaults(which="eval", parser=evaluate)
 
     build = commands.add_parser("build", help="build a CSV from result files")
     build.add_argument("files", type=str, nargs="+", help="path(s) of JSON result files, or folders of them")
@@ -114,6 +150,17 @@ def build_parser() -> Parser:
     compare.add_argument("b", metavar="B.json", help="the other result")
     compare.set_defaults(which="compare", parser=compare)
 
+    sweep = commands.add_parser("sweep", help="evaluate many ways of pruning in one pass; accuracy against compute")
+    options.add_sweep_flags(sweep)
+    sweep.set_defaults(which="sweep", parser=sweep, **options.NOT_ASKED)
+
+    tune = commands.add_parser("tune", help="find the pruning that your accuracy or speed allows, on part of your data")
+    options.add_tune_flags(tune)
+    tune.set_defaults(which="tune", parser=tune, **options.NOT_ASKED)
+
+    strategies = commands.add_parser("strategies", help="list the strategies with their fields")
+    strategies.set_defaults(which="strategies", parser=strategies)
+
     demo = commands.add_parser("demo", help="prune the bundled model on the bundled photos; leaves a page to look at")
     demo.add_argument(
         "--out", metavar="DIR", default="anchorprune-demo", help="folder for report.html and the results (%(default)s)"
@@ -122,157 +169,3 @@ def build_parser() -> Parser:
     demo.add_argument("--quiet", dest="verbose", action="store_false", help="print nothing but warnings and errors")
     demo.set_defaults(which="demo", parser=demo)
     return parser
-
-
-def _add_eval(parser: argparse.ArgumentParser) -> None:
-    """The flags of `eval`: clip-benchmark 1.6.2's, by its names, defaults and meanings, then ours."""
-    add = parser.add_argument
-    add(
-        "--dataset",
-        type=str,
-        default="cifar10",
-        nargs="+",
-        help="data set(s): a name, wds/NAME (webdataset layout under --dataset_root), folder:PATH (class-named "
-        "subfolders), a collection (vtab, vtab+, imagenet_robustness, retrieval), or a text file with a name a line",
-    )
-    add(
-        "--dataset_root",
-        default="root",
-        type=str,
-        help="folder or URL of the data; may hold {dataset} and {dataset_cleaned}",
-    )
-    add("--split", type=str, default="test", help="split to use")
-    add("--test_split", dest="split", action="store", type=str, default="test", help="split to use")
-    add("--train_split", type=str, nargs="+", default="train", help="train split(s), for the linear probe")
-    validation = parser.add_mutually_exclusive_group()
-    validation.add_argument(
-        "--val_split", default=None, type=str, nargs="+", help="validation split(s), for the linear probe"
-    )
-    validation.add_argument(
-        "--val_proportion",
-        default=None,
-        type=float,
-        nargs="+",
-        help="share of the train split used for validation, for the linear probe",
-    )
-    add("--model", type=str, nargs="+", default=["ViT-B-32-quickgelu"], help="open_clip model(s)")
-    add("--pretrained", type=str, nargs="+", default=["laion400m_e32"], help="open_clip tag(s) or checkpoint file(s)")
-    add(
-        "--pretrained_model",
-        type=str,
-        default="",
-        nargs="+",
-        help="'model,pretrained' pair(s), a collection (openai, openclip_base, openclip_multilingual, openclip_all) or "
-        "a text file with a pair a line; --model and --pretrained are ignored then",
-    )
-    add("--task", type=str, default="auto", choices=[*TASKS, "auto"], help="auto: the data set's own")
-    add("--no_amp", action="store_false", dest="amp", default=True, help="no mixed precision: float32")
-    add("--num_workers", default=4, type=int, help="processes that decode images")
-    add("--recall_k", default=[5], type=int, nargs="+", help="k of Recall@k, for retrieval")
-    add("--fewshot_k", default=-1, type=int, help="shots of the linear probe; -1 = all")
-    add("--fewshot_epochs", default=10, type=int, help="epochs of the linear probe")
-    add("--fewshot_lr", default=0.1, type=float, help="learning rate of the linear probe")
-    add("--skip_load", action="store_true", help="for linear probes whose features are all cached")
-    add("--distributed", action="store_true", help="share the evaluations out over the ranks of torchrun or slurm")
-    add("--seed", default=0, type=int, help="random seed; also chooses the images of --limit")
-    add("--batch_size", default=64, type=int, help="images encoded at once")
-    add("--normalize", default=True, type=bool, help="normalize features, for the linear probe")
-    add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
-    add("--feature_root", default="features", type=str, help="where the linear probe keeps features")
-    add("--annotation_file", default="", type=str, help="captions, for retrieval")
-    add("--custom_classname_file", default=None, type=str, help="JSON: data set -> class names")
-    add(
-        "--custom_template_file",
-        default=None,
-        type=str,
-        help="JSON: data set -> prompts with {c}, or -> class name -> its own prompts",
-    )
-    add("--dump_classnames", default=False, action="store_true", help="put the class names into the result")
-    add("--dump_templates", default=False, action="store_true", help="put the prompts into the result")
-    add("--language", default="en", type=str, nargs="+", help="language(s) of class names and prompts")
-    add(
-        "--output",
-        default=DEFAULT_OUTPUT,
-        type=str,
-        help="result file, may hold placeholders (default: %(default)s, with the strategy's name at the end when "
-        "pruning)",
-    )
-    add("--quiet", dest="verbose", action="store_false", help="print nothing but warnings and errors")
-    add("--save_clf", default=None, type=str, help="save the classifier made of the texts")
-    add("--load_clfs", nargs="+", default=[], type=str, help="use saved classifiers, averaged")
-    add(
-        "--skip_existing",
-        default=False,
-        action="store_true",
-        help="skip what the output file already holds the result of, with these very settings",
-    )
-    add("--model_type", default="open_clip", type=str, choices=["open_clip", "ja_clip"], help="kind of model")
-    add("--wds_cache_dir", default=None, type=str, help="where webdataset URLs are kept")
-
-    ours = parser.add_argument_group("pruning")
-    ours.add_argument("--enable_pruning", action="store_true", help="prune tokens")
-    ours.add_argument(
-        "--strategy",
-        choices=None,
-        default=None,
-        metavar="NAME",
-        help=f"which tokens to keep: {', '.join(registry())} (default: anchor, the described method)",
-    )
-    add_strategy_flags(ours)
-    ours.add_argument("--extract_attention", action="store_true", help="save the attention of a few images")
-    ours.add_argument(
-        "--attention_output",
-        default=None,
-        type=str,
-        help="its file, a template like --output (default: attention_{dataset}_{pretrained}_{model}.pt)",
-    )
-    ours.add_argument("--attention_images", default=8, type=int, help="of how many images (default: 8)")
-
-    more = parser.add_argument_group("more than clip-benchmark")
-    more.add_argument(
-        "--limit",
-        default=None,
-        type=int,
-        metavar="N",
-        help="only N images, chosen by --seed, whatever the order of the data set",
-    )
-    more.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps … (default: cuda where there is one)")
-    more.add_argument(
-        "--precision",
-        default=None,
-        choices=["amp", "amp_bf16", "fp32", "bf16", "fp16"],
-        help="amp: autocast, bfloat16 on a CPU and float16 on CUDA (the default); bf16, fp16: weights too",
-    )
-    more.add_argument("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
-    parser.set_defaults(which="eval", parser=parser)
-
-
-def add_strategy_flags(parser: argparse._ActionsContainer) -> None:
-    """A flag for each field of each strategy; None where it was not given."""
-    for name, field in strategy_options().items():
-        several = isinstance(field.default, tuple)
-        kind = field.metadata["kind"] if several else type(field.default)
-        parser.add_argument(
-            f"--{name}",
-            type=kind,
-            nargs="+" if several else None,
-            default=None,
-            metavar=kind.__name__.upper(),
-            help=f"{field.metadata['help']} ({_owners(name)})",
-        )
-
-
-def strategy_options() -> dict[str, dataclasses.Field[Any]]:
-    """The fields of all strategies, which are flags of `eval`."""
-    return {field.name: field for cls in registry().values() for field in dataclasses.fields(cls)}
-
-
-def _owners(name: str) -> str:
-    """The strategies that have the field, by what it is in them when it is not given."""
-    owners: dict[str, list[str]] = {}
-    for cls in registry().values():
-        for field in dataclasses.fields(cls):
-            if field.name == name:
-                values = field.default if isinstance(field.default, tuple) else (field.default,)
-                owners.setdefault(" ".join(map(str, values)), []).append(cls.name)
-    return "; ".join(f"{', '.join(names)}" + (f": {value}" if value else "") for value, names in owners.items())

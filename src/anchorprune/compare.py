@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from anchorprune.errors import UserError
+
+if TYPE_CHECKING:
+    from anchorprune.outcomes import Outcomes
 
 MISSING = "–"
 # The metrics that are shares of 1. Others (CIDEr, weight decay) are shown as they are.
@@ -17,15 +22,22 @@ _SAME_QUESTION = (
 _SAME_MACHINE = ("device", "device_name", "dtype", "threads", "batch_size", "torch")
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str] = ("A", "B")) -> str:
+def compare(
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    names: Sequence[str] = ("A", "B"),
+    outcomes: tuple[Outcomes, Outcomes] | None = None,
+) -> str:
     """The table of two results that `anchorprune compare` prints: metrics, tokens and cost, A against B.
 
     Shares are in percent and differ by points; `x` is B divided by A; `–` is a value that a result has not.
-    Lines below the table say what makes the two, or their timings, not comparable.
+    Lines below the table say how sure the difference of acc1 is, where `outcomes` are given, and what makes the two,
+    or their timings, not comparable.
 
     Args:
         a, b: results as `results.read` gives them, clip_benchmark's own included.
         names: what to call them, such as their file names.
+        outcomes: what became of each image in a and in b. Where they cannot be paired a line says why.
     """
     rows = [("", "A", "B", "B against A")]
     for name in dict.fromkeys([*a["metrics"], *b["metrics"]]):
@@ -40,7 +52,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str] = (
     rows.append(("peak memory, MiB", *_ratio(_cost(a, "peak_memory_mb"), _cost(b, "peak_memory_mb"), ".0f")))
     rows.append(("samples", _samples(a), _samples(b), ""))
     head = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
-    return "\n".join([*head, "", *_aligned(rows), *_remarks(a, b)])
+    below = [*(_paired((a, b), outcomes) if outcomes else []), *_remarks(a, b)]
+    return "\n".join([*head, "", *_aligned(rows), *([""] if below else []), *map(_wrapped, below)])
 
 
 def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
@@ -109,6 +122,37 @@ def _samples(result: Mapping[str, Any]) -> str:
     return _text(used) if total in (None, used) else f"{_text(used)} of {total}"
 
 
+def _paired(both: Sequence[Mapping[str, Any]], outcomes: tuple[Outcomes, Outcomes]) -> list[str]:
+    """The difference of acc1 on the images that both have; see `report.stats` for the interval and the test."""
+    from anchorprune.outcomes import paired  # here, so that two JSON files are compared without NumPy
+    from anchorprune.report.stats import bootstrap_difference, mcnemar
+
+    for letter, result, found in zip("AB", both, outcomes, strict=True):
+        acc1, right = result["metrics"].get("acc1"), found.right.sum() / max(1, len(found.keys))
+        # Not to the digit: of two equally good classes the metric may have taken the other.
+        if _is_number(acc1) and abs(right - acc1) > 0.001:
+            return [f"Not paired: the outcomes beside {letter} have acc1 {100 * right:.2f} %, so are of another run."]
+    try:
+        of_a, of_b = paired(*outcomes)
+    except UserError as error:
+        return [f"Not paired: {error}."]
+    n, only_a, only_b = len(of_a), (of_a & ~of_b).sum(), (of_b & ~of_a).sum()
+    samples = [_text(result.get("n_samples")) for result in both]
+    lines = []
+    if any(text not in (MISSING, str(n)) for text in samples):
+        lines.append(f"Paired where both have the image: n = {n}, of {samples[0]} in A and {samples[1]} in B.")
+    if only_a == only_b == 0:
+        return [*lines, f"A and B are right on the same images (n = {n})."]
+    difference, p = bootstrap_difference(of_b, of_a), mcnemar(of_b, of_a)
+    chance = "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
+    value, low, high = (f"{100 * share:+.2f}" for share in (difference.value, difference.low, difference.high))
+    return [
+        *lines,
+        f"acc1 of B minus A, image by image (n = {n}): {value} points, 95 % interval {low} to {high} (bootstrap).",
+        f"Right only in A: {only_a}; only in B: {only_b}; McNemar's exact p {chance}.",
+    ]
+
+
 def _remarks(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     lines = []
     for letter, result in zip("AB", (a, b), strict=True):
@@ -126,7 +170,7 @@ def _remarks(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     if a.get("n_samples") is None or b.get("n_samples") is None:
         lines += _differences("Not comparable", ("limit",), a, b)
     lines += _differences("Timings not comparable", _SAME_MACHINE, _flat(a), _flat(b))
-    return ["", *(_wrapped(line) for line in lines)] if lines else []
+    return lines
 
 
 def _differences(what: str, keys: Sequence[str], a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

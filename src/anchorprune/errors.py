@@ -23,7 +23,7 @@ class FieldError(UserError):
 
     def as_flag(self) -> str:
         """The same sentence for somebody who typed a flag."""
-        value = " ".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
+        value = " ".join(map(str, self.value)) if isinstance(self.value, (tuple, list)) else self.value
         return f"--{self.field} {value}: {self.fix}"
 
 

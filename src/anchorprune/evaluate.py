@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -99,12 +99,18 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
+        strategy: None for the unpruned model.
         result: the parts of a result that it knows.
-        predictions: LongTensor, the best class of each image that could be read, in their order.
+        keys: of the images that could be read, as the data set names them.
+        targets, predictions: of these, in their order: `[n]`, true and best class; targets `[n, classes]` of 0 and 1
+            for multi-label data.
         attention: where it was asked for.
     """
 
+    strategy: Strategy | None
     result: dict[str, Any]
+    keys: list[str]
+    targets: Tensor
     predictions: Tensor
     attention: Attention | None = None
 
@@ -124,52 +130,80 @@ def evaluate(
     Raises:
         UserError: a data set without class names or prompts, an unreadable image, a classifier that does not fit.
     """
+    (found,) = evaluate_all(loaded, dataset, [strategy], settings, extract_attention=extract_attention)
+    return found
+
+
+def evaluate_all(
+    loaded: LoadedModel,
+    dataset: EvalDataset,
+    strategies: Sequence[Strategy | None],
+    settings: Settings,
+    *,
+    extract_attention: bool = False,
+    indices: Sequence[int] | None = None,
+) -> list[Evaluation]:
+    """`evaluate` for many strategies in one pass over the data: each image is decoded once.
+
+    Batch by batch all strategies take turns, each round starting with another one, so that what else the machine does
+    slows all of them.
+
+    Args:
+        indices: images of the data set; None: those that `settings.limit` and `settings.seed` choose.
+    """
     if dataset.classes is None:
         raise UserError(f"--dataset {dataset.name}: has no class names (classnames.txt), which zero-shot needs")
-    indices = choose(dataset.keys, settings.limit, settings.seed)
+    if indices is None:
+        indices = choose(dataset.keys, settings.limit, settings.seed)
     model = loaded.model
     dense_flops = _flops(model)
-    pruning = prune(model, strategy) if strategy else None  # before the texts are encoded, because it may refuse
+    # Before the texts are encoded, because a strategy may be refused.
+    encoders = [_Encoder(model, strategy, settings, dense_flops) for strategy in strategies]
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (13 times slower, torch 2.14).
-    with pruning or nullcontext(), torch.no_grad():
-        flops = _flops(model) if pruning else dense_flops
-        if flops is not None and dense_flops is not None and flops > dense_flops:
-            warnings.warn(
-                f"this budget costs {flops / 2e9:.2f} GMACs, selection included, more than the {dense_flops / 2e9:.2f} "
-                "of not pruning: lower it",
-                stacklevel=2,
-            )
+    with torch.no_grad():
         reset_peak_memory(settings.device)
-        classifier = _classifier(loaded, dataset, settings)
-        encoder = _Encoder(model, settings)
-        classifier = classifier.to(settings.device)
-        predicted: list[Tensor] = []
-        batches = _predicting(_batches(dataset, indices, settings, encoder), classifier, predicted)
-        metrics = zeroshot_classification.run(batches, classifier, dataset.multilabel)
-        record = _pruning_record(pruning)
-        attention = _attention(model, dataset, indices, settings, pruning) if extract_attention else None
+        classifier = _classifier(loaded, dataset, settings).to(settings.device)
+        tasks = [zeroshot_classification.ZeroShot(classifier, dataset.multilabel) for _ in strategies]
+        bad: set[str] = set()
+        for number, batch in enumerate(_batches(dataset, indices, settings)):
+            bad.update(key for key, _ in batch.bad)
+            if batch.images is None:
+                continue
+            images = batch.images.to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
+            for turn in range(len(strategies)):
+                i = (number + turn) % len(strategies)
+                tasks[i].update(encoders[i](images), batch.targets)
+        if not encoders[0].images:
+            raise UserError(f"--dataset {dataset.name}: no image of it can be read")
+        attention = _attention(model, dataset, indices, settings, encoders[0]) if extract_attention else None
     if settings.save_clf:  # last, so that bad input leaves no file behind
         _save(classifier, settings.save_clf)
 
-    result = {
-        "metrics": metrics,
-        "pruning": record,
-        "cost": {
-            "gmacs_dense": None if dense_flops is None else dense_flops / 2e9,
-            "gmacs": None if flops is None else flops / 2e9,
-            "images_per_second": encoder.images_per_second,
-            "peak_memory_mb": peak_memory_mb(settings.device),
-        },
-        "n_samples": encoder.images,
-        "n_total": len(dataset.keys),
-        "n_bad_images": len(indices) - encoder.images,
-        "limit": settings.limit,
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
-        "model_options": loaded.options,
-        "environment": environment(settings),
-    }
-    return Evaluation(result, torch.cat(predicted), attention)
+    keys = [dataset.keys[i] for i in indices if dataset.keys[i] not in bad]
+    memory = peak_memory_mb(settings.device) if len(strategies) == 1 else None
+    found = []
+    for encoder, task in zip(encoders, tasks, strict=True):
+        result = {
+            "metrics": task.metrics(),
+            "pruning": _pruning_record(encoder.pruning),
+            "cost": {
+                "gmacs_dense": None if dense_flops is None else dense_flops / 2e9,
+                "gmacs": None if encoder.flops is None else encoder.flops / 2e9,
+                "images_per_second": encoder.images_per_second,
+                "peak_memory_mb": memory,
+            },
+            "n_samples": encoder.images,
+            "n_total": len(dataset.keys),
+            "n_bad_images": len(indices) - encoder.images,
+            "limit": settings.limit,
+            "seed": settings.seed,
+            "batch_size": settings.batch_size,
+            "model_options": loaded.options,
+            "environment": environment(settings),
+        }
+        targets, predictions = torch.cat(task.targets), torch.cat(task.predictions)
+        found.append(Evaluation(encoder.strategy, result, keys, targets, predictions, attention))
+    return found
 
 
 def _flops(model: Any) -> int | None:
@@ -205,52 +239,46 @@ def _processor() -> str:
 
 
 class _Encoder:
-    """Encodes batches and keeps the time that it took, without the first batch when there are more."""
+    """Encodes batches with one strategy, or none, and keeps the time that it took."""
 
-    def __init__(self, model: Any, settings: Settings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: Any, strategy: Strategy | None, settings: Settings, dense_flops: int | None) -> None:
+        self.model, self.strategy, self.settings = model, strategy, settings
+        self.pruning = prune(model, strategy) if strategy else None
+        with self.pruning or nullcontext():
+            self.flops = _flops(model) if strategy else dense_flops
+        if self.flops is not None and dense_flops is not None and self.flops > dense_flops:
+            warnings.warn(
+                f"this budget costs {self.flops / 2e9:.2f} GMACs, selection included, more than the "
+                f"{dense_flops / 2e9:.2f} of not pruning: lower it",
+                stacklevel=2,
+            )
         self.images = 0
         self._seconds: list[tuple[int, float]] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         settings = self.settings
-        images = images.to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
-        start = clock(settings.device)
-        with settings.autocast():
+        with self.pruning or nullcontext(), settings.autocast():
+            start = clock(settings.device)
             features = self.model.encode_image(images)
-        self._seconds.append((len(images), clock(settings.device) - start))
+            self._seconds.append((len(images), clock(settings.device) - start))
         self.images += len(images)
         return F.normalize(features.float(), dim=-1)
 
     @property
     def images_per_second(self) -> float:
-        """Of the encoder alone: no decoding, no copying. The first batch also pays for warming up."""
+        """Of the encoder alone: no decoding, no copying. Without the first batch, which also pays for warming up."""
         timed = self._seconds[1:] or self._seconds
         return sum(n for n, _ in timed) / sum(seconds for _, seconds in timed)
 
 
-def _batches(
-    dataset: EvalDataset, indices: list[int], settings: Settings, encoder: _Encoder
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and targets, batch by batch, with a progress bar on a terminal."""
+def _batches(dataset: EvalDataset, indices: Sequence[int], settings: Settings) -> Iterator[Batch]:
+    """Batches with a progress bar on a terminal."""
     quiet = not settings.verbose or not sys.stderr.isatty()
     with tqdm(total=len(indices), unit="image", disable=quiet, desc=dataset.name, smoothing=0.05) as bar:
         for batch in loader(dataset, indices, batch_size=settings.batch_size, num_workers=settings.num_workers):
             _check_bad(batch, dataset, settings)
-            if batch.images is not None:
-                yield encoder(batch.images), batch.targets
-                bar.update(len(batch.images))
-    if encoder.images == 0:
-        raise UserError(f"--dataset {dataset.name}: no image of it can be read")
-
-
-def _predicting(
-    batches: Iterator[tuple[Tensor, Tensor]], classifier: Tensor, predicted: list[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches as they are; the best class of each image goes into `predicted` on the way."""
-    for features, targets in batches:
-        yield features, targets  # first, because whoever takes it may refuse the classifier
-        predicted.append((features @ classifier).argmax(dim=1).cpu())
+            yield batch
+            bar.update(len(batch.targets) + len(batch.bad))
 
 
 def _check_bad(batch: Batch, dataset: EvalDataset, settings: Settings) -> None:
@@ -287,7 +315,7 @@ def _pruning_record(pruning: Pruning | None) -> dict[str, Any] | None:
 
 
 def _attention(
-    model: Any, dataset: EvalDataset, indices: list[int], settings: Settings, pruning: Pruning | None
+    model: Any, dataset: EvalDataset, indices: Sequence[int], settings: Settings, encoder: _Encoder
 ) -> Attention:
     """The attention of the first `attention_images` images that can be read, in half precision."""
     wanted, images = settings.attention_images, []
@@ -297,7 +325,7 @@ def _attention(
         if sum(map(len, images)) >= wanted:
             break
     first = torch.cat(images)[:wanted].to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
-    with settings.autocast():
+    with encoder.pruning or nullcontext() as pruning, settings.autocast():
         weights = get_vision_attention(model, first, dtype=torch.float16)
     n = weights[0].shape[-1]
     kept = torch.arange(n).repeat(len(first), 1) if pruning is None or pruning.kept is None else pruning.kept

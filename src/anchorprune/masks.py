@@ -30,7 +30,7 @@ def with_mask(
 
 
 def _position(block: nn.Module) -> int | None:
-    names = list(inspect.signature(block.forward).parameters)
+    names = list(inspect.signature(type(block).forward).parameters)[1:]  # of the class: `prune` shadows the instance's
     return names.index("attn_mask") if "attn_mask" in names else None
 
 

@@ -12,9 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from anchorprune.cli import DEFAULT_OUTPUT
 from anchorprune.datasets import default_task, expand_names
 from anchorprune.errors import UserError, did_you_mean
+from anchorprune.options import DEFAULT_OUTPUT
 
 # clip-benchmark's collections, except openclip_all, which is open_clip's own list of pretrained models.
 MODEL_COLLECTIONS = {

@@ -22,26 +22,26 @@ from torch import Tensor, nn
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.masks import additive_mask, find_mask, gather_mask, with_mask
-from anchorprune.strategies import make_strategy
+from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.base import Strategy
-from anchorprune.tokens import TokenPlan, Tokens, gather_tokens, merge_tokens, positions
+from anchorprune.tokens import TokenPlan, Tokens, merge_tokens, positions
 from anchorprune.towers import Tower, find_tower
 
 # The handle's name in the `__dict__` of a pruned tower's module.
 _HANDLE = "anchorprune_handle"
 
 
-def prune(model: nn.Module, strategy: str | Strategy = "anchor", **fields: Any) -> Pruning:
+def prune(model: nn.Module, strategy: str | Strategy = RECOMMENDED, **fields: Any) -> Pruning:
     """Prune the image tower of `model` from now on, in place, until `restore()`.
 
     Args:
         model: an open_clip model, its image tower (`model.visual`), or either one compiled.
-        strategy: a strategy's name (its `fields` follow) or a strategy object.
+        strategy: a strategy's name (its `fields` follow) or a strategy object; `RECOMMENDED` when there is none.
         fields: the strategy's fields, such as `k_anchors=10`.
 
     Returns:
         A handle that restores the model when called, when `restore()` is called and at the end of a `with` block,
-        and that holds what the last forward pass kept.
+        and that holds what the last forward pass kept. Entering a `with` block on it later prunes the model again.
 
     Raises:
         UserError: the model cannot be pruned or is pruned already, or a field has an impossible value.
@@ -117,16 +117,12 @@ class Pruning:
         self.strategy = strategy
         self.record = Record()
         self._hooks: list[Any] = []
+        self._tower: Any = tower
         if tower is None:  # pruning is switched off
             return
-        self._tower = tower
 
-        if (earlier := active_pruning(tower)) is not None:
-            raise UserError(
-                f"this model is already pruned ({earlier.strategy}): call restore() on the handle that prune() "
-                "returned, or anchorprune.restore(model), before pruning it again"
-            )
         check_layers(tower, strategy)
+        self._install()
         if not self._drops:
             warnings.warn(
                 f"{strategy.name} keeps all {tower.num_tokens} tokens of this tower ({tower.num_prefix_tokens} "
@@ -135,6 +131,13 @@ class Pruning:
                 stacklevel=3,
             )
 
+    def _install(self) -> None:
+        tower, strategy = self._tower, self.strategy
+        if (earlier := active_pruning(tower)) is not None:
+            raise UserError(
+                f"this model is already pruned ({earlier.strategy}): call restore() on the handle that prune() "
+                "returned, or anchorprune.restore(model), before pruning it again"
+            )
         schedule = strategy.schedule(tower.num_patches, len(tower.blocks))
         self._first = min(schedule, default=len(tower.blocks))
         self._inside = {}
@@ -144,7 +147,7 @@ class Pruning:
             if number >= self._first:
                 hook = partial(self._before, number, acts and strategy.acts == "input")
                 self._hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True))
-            weighted = strategy.proportional_attention and number >= self._first
+            weighted = strategy.size_weight > 0 and number >= self._first
             if strategy.acts == "inside" and (acts or weighted):
                 self._inside[number] = block.__dict__.get("forward")
                 block.__dict__["forward"] = partial(self._forward, number)
@@ -171,6 +174,8 @@ class Pruning:
     __call__ = restore
 
     def __enter__(self) -> Pruning:
+        if self._tower is not None and not self._hooks:
+            self._install()
         return self
 
     def __exit__(
@@ -252,9 +257,9 @@ class Pruning:
         return kept
 
     def size_bias(self, block: int) -> Tensor | None:
-        """What proportional attention adds to this block's logits, `[B, 1, 1, N]`; None where it adds nothing."""
-        sizes = self.record.sizes.get(block) if self.strategy.proportional_attention else None
-        return None if sizes is None else sizes.log()[:, None, None, :]
+        """What this block's logits gain by the sizes of its tokens, `[B, 1, 1, N]`; None where they gain nothing."""
+        sizes = self.record.sizes.get(block) if self.strategy.size_weight else None
+        return None if sizes is None else self.strategy.size_weight * sizes.log()[:, None, None, :]
 
     @contextmanager
     def off_the_record(self) -> Iterator[None]:
@@ -301,7 +306,10 @@ class Pruning:
             x = tower.tokens(args[0])
             plan = self._plan(number, x, lambda: tower.query_key(block, x))
             if plan is not None:
-                args = (tower.tokens(gather_tokens(x, plan.keep)), *args[1:])
+                x, self.record.sizes[number] = merge_tokens(x, self.record.sizes.get(number), plan)
+                args = (tower.tokens(x), *args[1:])
+        if number not in self._inside:
+            self.record.sizes[number + 1] = self.record.sizes.get(number)
         mask = find_mask(block, args, kwargs)
         if mask is None or number + acts == self._first:  # none, or none dropped so far
             return args, kwargs
@@ -326,6 +334,8 @@ class Pruning:
 
         mask = find_mask(block, (x, *args), kwargs)
         if mask is not None:
+            if mask.dtype == torch.bool and isinstance(block.attn, nn.MultiheadAttention):
+                mask = mask.to(tokens.dtype)  # open_clip's plain blocks add a boolean mask as 0 and 1
             mask = additive_mask(mask, len(tokens))
             bias = mask if bias is None else bias + mask
         tokens, q, k = tower.attention_half(block, tokens, bias)
@@ -333,6 +343,8 @@ class Pruning:
         if plan is not None:
             tokens, sizes = merge_tokens(tokens, sizes, plan)
         record.sizes[number + 1] = sizes
+        if self.strategy.spares_last_mlp and number == len(tower.blocks) and not tower.reads_patches:
+            tokens = tokens[:, : tower.num_prefix_tokens]
         return tower.tokens(tower.mlp_half(block, tokens))
 
     def _refuse_intermediates(self, *args: Any, **kwargs: Any) -> Any:
@@ -351,8 +363,11 @@ def check_layers(tower: Tower, strategy: Strategy) -> None:
     """Raise FieldError for a strategy that acts in a block that the tower does not have."""
     blocks = len(tower.blocks)
     if (last := max(strategy.schedule(tower.num_patches, blocks), default=0)) > blocks:
-        name = next(field.name for field in fields(strategy) if field.name in ("prune_layer", "prune_layers"))
-        raise FieldError(name, last, f"this tower has blocks 1 … {blocks}; choose one from 2 on")
+        fix = f"this tower has blocks 1 … {blocks}"
+        for field in fields(strategy):
+            if field.name in ("prune_layer", "prune_layers"):
+                raise FieldError(field.name, last, f"{fix}; choose one of them")
+        raise UserError(f"{strategy.name} acts in block {last}: {fix}")
 
 
 def restore(model: nn.Module) -> None:

@@ -13,7 +13,8 @@ import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def fingerprint(path: StrPath) -> str:
     except OSError as error:
         raise _unreadable(path, error) from error
     return digest.hexdigest()
+
+
+@contextmanager
+def folder(flag: str, path: StrPath, page: str = "report.html") -> Iterator[Path]:
+    """The folder that results go to, there and writable; one made here does not stay behind empty.
+
+    Raises:
+        UserError: it cannot be had, or the page that will be written in it is a folder.
+    """
+    target, made = Path(path), not os.path.lexists(path)
+    if not made and not target.is_dir():
+        raise UserError(f"{flag} {path}: is a file; name a folder")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path}: cannot write there ({error.strerror or error}); name another folder"
+        ) from error
+    if (target / page).is_dir():
+        raise UserError(f"{flag} {path}: {page} in it is a folder; name another folder")
+    try:
+        yield target
+    finally:
+        if made:
+            with suppress(OSError):  # not empty, as it should be
+                target.rmdir()
 
 
 def check_output(path: StrPath) -> None:
@@ -127,12 +156,17 @@ def build(files: Iterable[StrPath], output: StrPath) -> int:
     # `pruning: null` of an unpruned run says no more than the empty cells below `pruning.strategy`.
     nested = {column.partition(".")[0] for column in columns if "." in column}
     columns -= {name for name in nested if all(row.get(name) is None for row in rows)}
+    write_csv(rows, output, sorted(columns))
+    return len(rows)
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], output: StrPath, columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV; the columns are those of the first row where they are not given."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, sorted(columns), extrasaction="ignore")
+    writer = csv.DictWriter(text, columns or list(rows[0]), extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     write_text(text.getvalue(), output)
-    return len(rows)
 
 
 def _json_files(path: Path) -> list[Path]:
@@ -183,14 +217,19 @@ def _target(path: StrPath) -> Path:
 
 
 def write_text(text: str, path: StrPath) -> None:
+    """Write a file as UTF-8, all of it or nothing; its line ends stay as they are."""
+    write_bytes(text.encode("utf-8", "surrogateescape"), path)
+
+
+def write_bytes(content: bytes, path: StrPath) -> None:
     """Write a file, all of it or nothing: to a temporary one that is renamed."""
     target = _target(path)
     # In the same folder, because a rename is atomic within one file system only; not named .json, so that
     # `build` never takes it for a result.
     temporary = target.parent / f".anchorprune-{secrets.token_hex(6)}.tmp"
     try:
-        with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

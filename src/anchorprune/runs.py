@@ -9,15 +9,16 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from anchorprune import demo, results, tasks
+from anchorprune import demo, outcomes, results, tasks
 from anchorprune.datasets import check_dataset, dataset_root, open_dataset
-from anchorprune.errors import UserError, did_you_mean
+from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.planning import Run, local_rank, plan_runs
+from anchorprune.results import StrPath
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from anchorprune.evaluate import Settings
+    from anchorprune.evaluate import Evaluation, Settings
     from anchorprune.towers.base import LoadedModel
 
 
@@ -29,7 +30,7 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
     """
     strategy = _strategy(args, strategy_fields)
     runs = plan_runs(args)
-    _check(args, runs, strategy)
+    solved = check(args, runs, strategy)
 
     # Only now: everything above answers at once, this takes seconds to import.
     from anchorprune.evaluate import evaluate, save_attention
@@ -38,17 +39,20 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
     loaded: LoadedModel | None = None
     loaded_name: tuple[str, str] | None = None
     for run in runs:
+        strategy = solved[run.model]
+        if strategy is not None and args.target_gmacs is not None:
+            say(args, f"{args.target_gmacs:g} GMACs: {strategy.name} {strategy.flags()}".rstrip())
         config_hash = results.config_hash(config_of(args, run, strategy, settings))
         if args.skip_existing and _is_done(args, run, config_hash, strategy):
-            _say(args, f"Skip {run.output}, exists already.")
+            say(args, f"Skip {run.output}, exists already.")
             continue
         if args.skip_existing and os.path.exists(run.output):
-            _say(args, f"{run.output} is not the result of these very settings: evaluating again.")
-        _say(args, f"Running '{run.task}' on '{run.dataset}' with '{run.model} {run.pretrained}' ({run.language})")
+            say(args, f"{run.output} is not the result of these very settings: evaluating again.")
+        say(args, f"Running '{run.task}' on '{run.dataset}' with '{run.model} {run.pretrained}' ({run.language})")
         if loaded is None or loaded_name != (run.model, run.pretrained):
             loaded = None  # frees the last model before the next one is loaded
-            loaded, loaded_name = _load(args, run, settings), (run.model, run.pretrained)
-        dataset = open_dataset(run.dataset, transform=loaded.transform, **_source(args, run))
+            loaded, loaded_name = load(args, run, settings), (run.model, run.pretrained)
+        dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
         found = evaluate(loaded, dataset, strategy, settings, extract_attention=run.attention_output is not None)
         result = result_of(args, run, found.result, config_hash)
         if args.dump_classnames and dataset.classes:
@@ -57,13 +61,16 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
             result["templates"] = dataset.templates
         if found.attention is not None and run.attention_output is not None:
             shape, size = list(found.attention.weights[0].shape), found.attention.megabytes
-            _say(args, f"Attention {shape} of block 1, {size:.1f} MB in all: {run.attention_output}")
+            say(args, f"Attention {shape} of block 1, {size:.1f} MB in all: {run.attention_output}")
             save_attention(found.attention, run.attention_output, run.model, run.pretrained, run.dataset)
+        if args.save_outcomes:
+            save_outcomes(found, run.output)
+            result["outcomes"] = outcomes.path_for(run.output).name
         results.write(result, run.output)
-        _say(args, f"{_summary(result)}\nDump results to: {run.output}")
+        say(args, f"{summary(result)}\nDump results to: {run.output}")
 
 
-def _source(args: argparse.Namespace, run: Run) -> dict[str, Any]:
+def source_of(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     """Where the data set is and what it is called with, for `open_dataset`."""
     return {
         "root": dataset_root(args.dataset_root, run.dataset),
@@ -80,6 +87,8 @@ def _source(args: argparse.Namespace, run: Run) -> dict[str, Any]:
 def _is_done(args: argparse.Namespace, run: Run, config_hash: str, strategy: Strategy | None) -> bool:
     """Whether all that this run would write is there: its result, and what else was asked for."""
     others = [path for path in (run.attention_output, args.save_clf) if path]
+    if args.save_outcomes:
+        others.append(str(outcomes.path_for(run.output)))
     if not results.is_done(run.output, config_hash, pruned=strategy is not None):
         return False
     dumped = results.read(run.output)
@@ -107,16 +116,19 @@ def _strategy(args: argparse.Namespace, fields: dict[str, Any]) -> Strategy | No
     if name not in registry():
         raise UserError(f"--strategy {name}: choose one of {', '.join(registry())}.{did_you_mean(name, registry())}")
     strategy = make_strategy(name, **fields)  # a wrong value is an error also without effect
+    if args.target_gmacs is not None:
+        check_no_budget(strategy, fields)
     if args.enable_pruning:
         return strategy
-    idle = [f"--{name}" for name in (["strategy"] if args.strategy else []) + list(fields)]
+    others = [name for name in ("strategy", "target_gmacs") if getattr(args, name) is not None]
+    idle = [f"--{name}" for name in others + list(fields)]
     if idle:
         warnings.warn(f"without --enable_pruning, {', '.join(idle)} have no effect", stacklevel=2)
     return None
 
 
-def _check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) -> None:
-    """Whatever can be found wrong before a model is loaded."""
+def check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) -> dict[str, Strategy | None]:
+    """Whatever can be found wrong before a model is loaded; returns the strategy for each, its budget solved."""
     if args.model_type != "open_clip":
         raise UserError(f"--model_type {args.model_type}: not there yet; only open_clip is")
     for flag in ("attention_images", "batch_size", "limit"):
@@ -141,23 +153,40 @@ def _check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None)
         warnings.warn("without --extract_attention, --attention_output has no effect", stacklevel=2)
     if len(runs) > 1:  # a single one is opened soon enough; here nothing may fail after hours of other runs
         for run in {(run.dataset, run.language): run for run in runs}.values():
-            check_dataset(run.dataset, **_source(args, run))
+            check_dataset(run.dataset, **source_of(args, run))
 
     from anchorprune.towers import open_clip
 
+    solved: dict[str, Strategy | None] = {run.model: strategy for run in runs}
     for model, pretrained in dict.fromkeys((run.model, run.pretrained) for run in runs):
         open_clip.check(model, pretrained)
         if strategy or args.extract_attention:
-            _check_tower(model, strategy)
+            solved[model] = check_tower(model, strategy, args.target_gmacs)
+    return solved
 
 
-def _check_tower(model: str, strategy: Strategy | None) -> None:
-    """Raise UserError unless the model's tower can be pruned by `strategy`, or with None, its attention be read."""
+def check_no_budget(strategy: Strategy, fields: Mapping[str, Any]) -> None:
+    """Raise FieldError where `fields` holds a budget of the strategy, which `--target_gmacs` solves."""
+    largest, *_, smallest = [budget.as_dict() for budget in strategy.budgets(196, 12)]
+    for name in fields:
+        if largest[name] != smallest[name] or name == "keep_ratio":
+            raise FieldError(name, fields[name], "is what --target_gmacs solves; give one of them")
+
+
+def check_tower(model: str, strategy: Strategy | None, target_gmacs: float | None = None) -> Strategy | None:
+    """The strategy, solved for `target_gmacs` where that is given.
+
+    Raises:
+        UserError: the model's tower cannot be pruned by it, or with None, its attention not be read.
+    """
+    from anchorprune.budget import solve
     from anchorprune.pruning import check_layers
     from anchorprune.towers import find_tower, open_clip
 
     if (built := open_clip.skeleton(model)) is None:
-        return  # then loading it will tell
+        if target_gmacs is not None:
+            raise UserError(f"--target_gmacs {target_gmacs:g}: the cost of {model} cannot be counted before loading it")
+        return strategy  # then loading it will tell
     try:
         tower = find_tower(built)
     except UserError as error:
@@ -165,6 +194,15 @@ def _check_tower(model: str, strategy: Strategy | None) -> None:
         raise UserError(f"--model {model}: {what}") from error
     if strategy:
         check_layers(tower, strategy)
+    return solve(built, strategy, target_gmacs) if strategy and target_gmacs is not None else strategy
+
+
+def save_outcomes(found: Evaluation, output: StrPath) -> None:
+    """Write what each image was taken for beside the result at `output`."""
+    outcomes.write(
+        outcomes.Outcomes(tuple(found.keys), found.targets.numpy(), found.predictions.numpy()),
+        outcomes.path_for(output),
+    )
 
 
 def _check_output(flag: str, path: str) -> None:
@@ -204,7 +242,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
-def _load(args: argparse.Namespace, run: Run, settings: Settings) -> LoadedModel:
+def load(args: argparse.Namespace, run: Run, settings: Settings) -> LoadedModel:
     from anchorprune.towers import open_clip
 
     return open_clip.load(
@@ -248,7 +286,7 @@ def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None, set
     }
 
 
-def _summary(result: dict[str, Any]) -> str:
+def summary(result: dict[str, Any]) -> str:
     known = {name: value for name, value in result["metrics"].items() if not math.isnan(value)}  # acc5 of 4 classes
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
     line = f"{metrics} on {result['n_samples']} of {result['n_total']} images"
@@ -262,6 +300,6 @@ def _summary(result: dict[str, Any]) -> str:
     return f"{line}; {result['cost']['images_per_second']:.1f} images/s"
 
 
-def _say(args: argparse.Namespace, text: str) -> None:
+def say(args: argparse.Namespace, text: str) -> None:
     if args.verbose:
         print(text, flush=True)

@@ -26,7 +26,7 @@ class Tokens:
         num_prefix_tokens: P, the leading tokens (CLS, registers) that are never dropped.
         query_key: gives the block's own queries and keys, each `[B, H, N, d]`. At a block's input this costs two
             projections; after its attention they are there anyway.
-        sizes: `[B, N]`, float32: how many of the image's own tokens are merged in each; None where each is one.
+        sizes: `[B, N]`, float32: how many of the image's own tokens each stands for; None where each is one.
         depth: the block's place among the tower's, 0 … 1: block ℓ of L has ℓ / L.
     """
 
@@ -48,6 +48,8 @@ class TokenPlan:
             A token that is neither kept nor merged is dropped.
         into: LongTensor `[B, M]`, the kept token that each of them goes into, as an index into the N tokens.
         weights: `[B, N]`, what each token weighs in the average of those that come together; None: its size.
+        sizes: `[B, K]`, how many of the image's own tokens each kept one stands for from here on; None: what is
+            merged in it.
     """
 
     keep: Tensor
@@ -55,6 +57,7 @@ class TokenPlan:
     merged: Tensor | None = None
     into: Tensor | None = None
     weights: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 def mean_attention(q: Tensor, k: Tensor) -> Tensor:
@@ -146,7 +149,8 @@ def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tens
         `[B, K, D]` in x's dtype, averaged in float32 or finer; and `[B, K]`, None where nothing was ever merged.
     """
     if plan.merged is None or plan.into is None:
-        return gather_tokens(x, plan.keep), None if sizes is None else sizes.gather(1, plan.keep)
+        left = None if sizes is None else sizes.gather(1, plan.keep)
+        return gather_tokens(x, plan.keep), left if plan.sizes is None else plan.sizes
     batch, n, width = x.shape
     into = positions(plan.keep, n).gather(1, plan.into)  # [B, M], places among the kept
 

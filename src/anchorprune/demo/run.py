@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import random
 import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -107,7 +105,7 @@ def run_demo(out: str, limit: int | None, verbose: bool) -> None:
         raise UserError(f"--limit {limit}: give a number of photos from 1 up, or leave it out for all of them.")
     more = ["--batch_size", "32", "--num_workers", "0", "--quiet", *(["--limit", str(limit)] if limit else [])]
     args = build_parser().parse_args([*EVAL, *more])
-    with _folder(out) as folder:
+    with results.folder("--out", out) as folder:
         _say(verbose, "The bundled model on the bundled photos; this takes a minute or two on two cores.")
         page, table = _measure(args, shlex.join(["anchorprune", "demo", *_given(out, limit)]), folder, verbose)
         report = folder / "report.html"
@@ -117,28 +115,6 @@ def run_demo(out: str, limit: int | None, verbose: bool) -> None:
 
 def _given(out: str, limit: int | None) -> list[str]:
     return (["--out", out] if out != "anchorprune-demo" else []) + (["--limit", str(limit)] if limit else [])
-
-
-@contextmanager
-def _folder(out: str) -> Iterator[Path]:
-    """The folder, there and writable; one made here does not stay behind empty."""
-    folder, made = Path(out), not os.path.lexists(out)
-    if not made and not folder.is_dir():
-        raise UserError(f"--out {out}: is a file; name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot write there ({error.strerror or error}); name another folder") from error
-    if (folder / "report.html").is_dir():
-        raise UserError(f"--out {out}: report.html in it is a folder; name another folder")
-    try:
-        yield folder
-    finally:
-        if made:
-            with suppress(OSError):  # not empty, as it should be
-                folder.rmdir()
 
 
 class _Remembered:

@@ -95,7 +95,7 @@ def layout(points: Sequence[Point], width: int, height: int) -> Layout:
     def y_of(value: float) -> float:
         return plot.bottom - (value - y_values[0]) / (y_values[-1] - y_values[0]) * (plot.bottom - plot.top)
 
-    xs = apart([x_of(point.gmacs) for point in points], 2 * MARK + 3, plot)
+    xs = apart([x_of(point.gmacs) for point in points], 2 * MARK + 3, plot, [point.gmacs for point in points])
     spots = [
         (point, x, y_of(100 * point.accuracy), y_of(100 * point.low), y_of(100 * point.high))
         for point, x in zip(points, xs, strict=True)
@@ -104,7 +104,7 @@ def layout(points: Sequence[Point], width: int, height: int) -> Layout:
     taken += [Box(x - 4, high_y, x + 4, low_y) for _, x, _, low_y, high_y in spots]
     placed = []
     for point, x, y, low_y, high_y in spots:
-        label = _free_box(0.6 * FONT * len(point.label), x, y, plot, taken)
+        label = free_box(0.6 * FONT * len(point.label), x, y, plot, taken)
         taken.append(label)
         placed.append(Placed(point, x, y, low_y, high_y, label))
     return Layout(
@@ -122,9 +122,13 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
-def apart(xs: Sequence[float], gap: float, plot: Box) -> list[float]:
-    """The positions moved so far that neighbours are `gap` pixels apart (less where they would not fit), in place."""
-    order = sorted(range(len(xs)), key=lambda i: (xs[i], i))
+def apart(xs: Sequence[float], gap: float, plot: Box, values: Sequence[float]) -> list[float]:
+    """The positions moved so far that neighbours are `gap` pixels apart (less where they would not fit), in place.
+
+    Args:
+        values: what the positions stand for; they decide the order of those that rounded to the same pixel.
+    """
+    order = sorted(range(len(xs)), key=lambda i: (xs[i], values[i], i))
     room = plot.right - plot.left - 2 * MARK
     gap = min(gap, room / max(1, len(xs) - 1))
     groups: list[list[int]] = []  # those that touch, each laid out around the middle of where they belong
@@ -149,7 +153,7 @@ def apart(xs: Sequence[float], gap: float, plot: Box) -> list[float]:
     return moved
 
 
-def _free_box(width: float, x: float, y: float, plot: Box, taken: Sequence[Box]) -> Box:
+def free_box(width: float, x: float, y: float, plot: Box, taken: Sequence[Box]) -> Box:
     """The box of a label near (x, y): the nearest that covers nothing, else the one that covers least."""
     shifts = [dy for step in range(13) for dy in ((0.0,) if step == 0 else (-8.0 * step, 8.0 * step))]
     away = MARK + 5
@@ -167,7 +171,6 @@ def _free_box(width: float, x: float, y: float, plot: Box, taken: Sequence[Box])
 def svg(points: Sequence[Point], ident: str, width: int = 720, height: int = 420) -> str:
     """The chart; `ident` begins its element ids, which must differ within a page."""
     drawn = layout(points, width, height)
-    plot = drawn.plot
     series = list(dict.fromkeys(point.series for point in points))
     lines = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
@@ -175,22 +178,7 @@ def svg(points: Sequence[Point], ident: str, width: int = 720, height: int = 420
         f'<title id="{ident}-title">Top-1 accuracy against compute</title>',
         f'<desc id="{ident}-desc">{html.escape(_in_words(points))}</desc>',
     ]
-    for value, y in drawn.y_ticks:
-        lines.append(f'<line class="grid" x1="{plot.left:.1f}" x2="{plot.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        lines.append(_text(plot.left - 7, y + 4, f"{value:g}", "end"))
-    for value, x in drawn.x_ticks:
-        lines.append(
-            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{plot.bottom:.1f}" y2="{plot.bottom + 5:.1f}"/>'
-        )
-        lines.append(_text(x, plot.bottom + 19, f"{value:g}", "middle"))
-    lines.append(
-        f'<line class="axis" x1="{plot.left:.1f}" x2="{plot.right:.1f}" y1="{plot.bottom:.1f}" y2="{plot.bottom:.1f}"/>'
-    )
-    lines.append(_text((plot.left + plot.right) / 2, height - 6, "GMACs an image (less is faster)", "middle"))
-    middle = (plot.top + plot.bottom) / 2
-    lines.append(
-        f'<text x="12" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 12 {middle:.1f})">top-1, %</text>'
-    )
+    lines += axes(drawn, "GMACs an image (less is faster)")
     for name in series:
         path = sorted((p.x, p.y) for p in drawn.placed if p.point.series == name)
         if len(path) > 1:
@@ -199,6 +187,28 @@ def svg(points: Sequence[Point], ident: str, width: int = 720, height: int = 420
     for spot in drawn.placed:
         lines += _spot(spot, _class(series, spot.point.series), series.index(spot.point.series))
     return "\n".join([*lines, "</svg>"])
+
+
+def axes(drawn: Layout, x_name: str) -> list[str]:
+    """Grid, ticks and names of the axes; accuracy in percent upwards."""
+    plot, lines = drawn.plot, []
+    for value, y in drawn.y_ticks:
+        lines.append(f'<line class="grid" x1="{plot.left:.1f}" x2="{plot.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        lines.append(text_at(plot.left - 7, y + 4, f"{value:g}", "end"))
+    for value, x in drawn.x_ticks:
+        lines.append(
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{plot.bottom:.1f}" y2="{plot.bottom + 5:.1f}"/>'
+        )
+        lines.append(text_at(x, plot.bottom + 19, f"{value:g}", "middle"))
+    lines.append(
+        f'<line class="axis" x1="{plot.left:.1f}" x2="{plot.right:.1f}" y1="{plot.bottom:.1f}" y2="{plot.bottom:.1f}"/>'
+    )
+    lines.append(text_at((plot.left + plot.right) / 2, drawn.height - 6, x_name, "middle"))
+    middle = (plot.top + plot.bottom) / 2
+    lines.append(
+        f'<text x="12" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 12 {middle:.1f})">top-1, %</text>'
+    )
+    return lines
 
 
 def marker(index: int, x: float, y: float) -> str:
@@ -239,7 +249,7 @@ def _spot(spot: Placed, kind: str, index: int) -> list[str]:
         toward = box.top if middle > spot.y else box.bottom
         end = (near, middle) if near != x else (x, toward)
         lines.append(f'<path class="leader" d="M{x:.1f} {spot.y:.1f}L{end[0]:.1f} {end[1]:.1f}"/>')
-    lines.append(_text(box.left, middle + 4, spot.point.label, "start"))
+    lines.append(text_at(box.left, middle + 4, spot.point.label, "start"))
     return [*lines, "</g>"]
 
 
@@ -247,7 +257,8 @@ def _class(series: Sequence[str], name: str) -> str:
     return f"s{series.index(name) % 4}"
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def text_at(x: float, y: float, text: str, anchor: str) -> str:
+    """Plain text as an SVG element, at pixels, by its `anchor`: "start", "middle" or "end"."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from anchorprune.report import chart, table
 from anchorprune.report.chart import Point
 from anchorprune.report.pictures import Picture, Prediction, data_uri, legend_pictures
-from anchorprune.report.table import Row
+from anchorprune.report.table import Row, unbroken
 
 Link = tuple[str, str]  # text and address
 
@@ -48,24 +48,34 @@ class Page:
 def render(page: Page) -> str:
     """The page as one HTML document."""
     sections = [
-        _section("The numbers", table.as_html(page.rows, "Accuracy, tokens and cost"), _notes(page.rows_notes)),
+        section("The numbers", table.as_html(page.rows, "Accuracy, tokens and cost"), notes(page.rows_notes)),
     ]
     if page.points:
-        sections.append(_section("Accuracy against compute", _chart(page)))
+        sections.append(section("Accuracy against compute", _chart(page)))
     if page.pictures:
-        sections.append(_section("What was kept", _notes(page.pictures_notes, ""), _legend(), _cards(page.pictures)))
+        sections.append(section("What was kept", notes(page.pictures_notes, ""), _legend(), _cards(page.pictures)))
     if page.facts or page.command:
-        sections.append(_section("How it was measured", _facts(page)))
+        sections.append(section("How it was measured", measuring(page.facts, page.command)))
+    return document(page.title, page.kicker, page.findings, sections, _credits(page.credits))
+
+
+def document(title: str, kicker: str, findings: Sequence[str], sections: Sequence[str], footer: str = "") -> str:
+    """A whole HTML document around sections: a kicker, the title, and paragraphs with the findings first.
+
+    Args:
+        title, kicker, findings: plain text.
+        sections, footer: HTML.
+    """
     return (
         "<!doctype html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # A browser that opens the file asks for nothing else, not even for an icon.
         '<link rel="icon" href="data:,">\n'
-        f"<title>{html.escape(page.title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n<header>\n"
-        f'<p class="kicker">{_text(page.kicker)}</p>\n<h1>{_text(page.title)}</h1>\n'
-        f"{_notes(page.findings, 'lead')}\n</header>\n<main>\n" + "\n".join(sections) + "\n</main>\n"
-        f"<footer>\n{_credits(page.credits)}\n</footer>\n</body>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n<header>\n"
+        f'<p class="kicker">{_text(kicker)}</p>\n<h1>{_text(title)}</h1>\n'
+        f"{notes(findings, 'lead')}\n</header>\n<main>\n" + "\n".join(sections) + "\n</main>\n"
+        f"<footer>\n{footer}\n</footer>\n</body>\n</html>\n"
     )
 
 
@@ -73,29 +83,31 @@ def _style() -> str:
     return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
-def _section(heading: str, *content: str) -> str:
+def section(heading: str, *content: str) -> str:
+    """A section of a page: its heading in plain text, its content in HTML."""
     return (
         f"<section>\n<h2>{html.escape(heading)}</h2>\n" + "\n".join(part for part in content if part) + "\n</section>"
     )
 
 
-def _notes(paragraphs: Sequence[str], kind: str = "note") -> str:
+def notes(paragraphs: Sequence[str], kind: str = "note") -> str:
+    """Plain text as HTML paragraphs of a class, or of none where `kind` is empty."""
     style = f' class="{kind}"' if kind else ""
     return "\n".join(f"<p{style}>{_text(text)}</p>" for text in paragraphs)
 
 
 def _text(text: str) -> str:
     """Escaped; a number and its percent sign stay on one line."""
-    return html.escape(text).replace(" %", "\N{NO-BREAK SPACE}%")
+    return unbroken(html.escape(text)).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _chart(page: Page) -> str:
     wide = chart.svg(page.points, "wide").replace('class="chart"', 'class="chart wide"', 1)
     narrow = chart.svg(page.points, "narrow", 343, 440).replace('class="chart"', 'class="chart narrow"', 1)
-    notes = " ".join(_text(note) for note in page.chart_notes)
+    caption = " ".join(_text(note) for note in page.chart_notes)
     return (
         f'<figure>\n<div class="plot">\n{wide}\n{narrow}\n{chart.legend(page.points)}\n</div>\n'
-        f"<figcaption>{notes}</figcaption>\n</figure>"
+        f"<figcaption>{caption}</figcaption>\n</figure>"
     )
 
 
@@ -132,10 +144,15 @@ def _guess(prediction: Prediction) -> str:
     )
 
 
-def _facts(page: Page) -> str:
-    facts = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in page.facts.items())
-    command = f"<pre><code>{html.escape(page.command)}</code></pre>" if page.command else ""
-    return f'<dl class="facts">{facts}</dl>\n{command}'
+def measuring(facts: Mapping[str, str], command: str) -> str:
+    """How it was measured, name -> value, and what to type to get the page; plain text."""
+    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
+    return f'<dl class="facts">{items}</dl>\n{code(command)}'
+
+
+def code(command: str) -> str:
+    """A command as it is typed; nothing where there is none."""
+    return f"<pre><code>{unbroken(html.escape(command))}</code></pre>" if command else ""
 
 
 def _credits(credits: Sequence[tuple[str, Sequence[Link]]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -122,7 +123,11 @@ def cells(row: Row) -> list[str]:
 
 def as_text(rows: Sequence[Row]) -> str:
     """The table for a terminal."""
-    lines = [list(COLUMNS), *map(cells, rows)]
+    return aligned([COLUMNS, *map(cells, rows)])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of equally many cells, each column as wide as its widest: the first flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -134,25 +139,41 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def as_html(rows: Sequence[Row], caption: str) -> str:
-    """The table for the page, in a box of its own that scrolls sideways where it has to.
+    """The table for the page."""
+    return html_table(COLUMNS, [(row.name, row.detail, cells(row)[1:]) for row in rows], caption)
+
+
+Line = tuple[str, str, Sequence[str]]  # name, what is said below it, and the other cells
+
+
+def html_table(columns: Sequence[str], lines: Sequence[Line], caption: str) -> str:
+    """A table in a box of its own that scrolls sideways where it has to.
 
     On a phone the style sheet breaks each row up; the roles keep it a table for screen readers then.
     """
-    head = "".join(f'<th role="columnheader" scope="col">{html.escape(column)}</th>' for column in COLUMNS)
+    head = "".join(f'<th role="columnheader" scope="col">{html.escape(column)}</th>' for column in columns)
     return (
         f'<div class="scroll" role="region" aria-label="{html.escape(caption)}" tabindex="0">\n<table role="table">\n'
         f'<caption>{html.escape(caption)}</caption>\n<thead role="rowgroup"><tr role="row">{head}</tr></thead>\n'
-        '<tbody role="rowgroup">\n' + "\n".join(map(_html_row, rows)) + "\n</tbody>\n</table>\n</div>"
+        '<tbody role="rowgroup">\n'
+        + "\n".join(_html_row(columns, line) for line in lines)
+        + "\n</tbody>\n</table>\n</div>"
     )
 
 
-def _html_row(row: Row) -> str:
-    detail = f' <span class="detail">{html.escape(row.detail)}</span>' if row.detail else ""
-    values = "".join(
+def unbroken(escaped: str) -> str:
+    """Escaped text in which no flag is broken at its own hyphens."""
+    return re.sub(r"--\w+", r'<span class="flag">\g<0></span>', escaped)
+
+
+def _html_row(columns: Sequence[str], line: Line) -> str:
+    name, said, values = line
+    detail = f' <span class="detail">{unbroken(html.escape(said))}</span>' if said else ""
+    rest = "".join(
         f'<td role="cell" data-label="{html.escape(column)}">{html.escape(cell)}</td>'
-        for column, cell in zip(COLUMNS[1:], cells(row)[1:], strict=True)
+        for column, cell in zip(columns[1:], values, strict=True)
     )
-    return f'<tr role="row"><th role="rowheader" scope="row">{html.escape(row.name)}{detail}</th>{values}</tr>'
+    return f'<tr role="row"><th role="rowheader" scope="row">{html.escape(name)}{detail}</th>{rest}</tr>'
 
 
 def percent(share: float) -> str:

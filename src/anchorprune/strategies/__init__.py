@@ -17,6 +17,8 @@ from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.strategies.base import Strategy
 
 ENTRY_POINTS = "anchorprune.strategies"
+# What `prune` takes when no strategy is named: the most accurate for its compute (docs/method.md).
+RECOMMENDED = "thin"
 
 
 @functools.cache
@@ -33,11 +35,13 @@ def registry() -> dict[str, type[Strategy]]:
         try:
             cls = entry.load()
         except Exception as error:  # whatever another package's code raises
-            raise UserError(f"strategy {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"strategy {entry.name!r} ({entry.value}) cannot be loaded: {reason}") from error
         if not (inspect.isclass(cls) and issubclass(cls, Strategy) and not inspect.isabstract(cls)):
             raise UserError(f"strategy {entry.name!r} ({entry.value}): is no complete subclass of Strategy")
-        if cls.name != entry.name or known.get(cls.name, cls) is not cls:
-            raise UserError(f"strategy {entry.name!r} ({entry.value}): its name {cls.name!r} is taken or another")
+        name = getattr(cls, "name", None)
+        if name != entry.name or known.get(cls.name, cls) is not cls:
+            raise UserError(f"strategy {entry.name!r} ({entry.value}): its name {name!r} is taken or another")
         known[cls.name] = cls
     return known
 

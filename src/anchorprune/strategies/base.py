@@ -37,9 +37,6 @@ class Strategy(ABC):
     # Where in a block it acts: at its input, or between its attention and its MLP, where the block's queries and keys
     # are there already.
     acts: ClassVar[Literal["input", "inside"]] = "input"
-    # Whether attention counts a token as often as tokens are merged in it: log(size) is added to its logits
-    # (proportional attention, ToMe section 3).
-    proportional_attention: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -52,6 +49,17 @@ class Strategy(ABC):
                 object.__setattr__(self, field.name, tuple(_number(field.name, each, one) for each in values))
             elif isinstance(field.default, (int, float)):
                 object.__setattr__(self, field.name, _number(field.name, value, type(field.default)))
+
+    # Whether the MLP of the last block runs on the prefix alone, where nothing reads the patches after it.
+    spares_last_mlp: ClassVar[bool] = False
+
+    @property
+    def size_weight(self) -> float:
+        """γ: attention adds γ · log(size) to the logits of a token that stands for several; 0 adds nothing.
+
+        1 counts a token as often as tokens are merged in it (proportional attention, ToMe section 3).
+        """
+        return 0.0
 
     @abstractmethod
     def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
@@ -115,9 +123,9 @@ class StepwiseStrategy(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         first = 2 if self.acts == "input" else 1
-        if not self.prune_layers:
+        if not self.prune_layers and type(self).prune_layers:
             raise FieldError("prune_layers", (), "give at least one block")
-        if min(self.prune_layers) < first:
+        if min(self.prune_layers, default=first) < first:
             reason = ": block 1 always sees every token" if first == 2 else ""
             raise FieldError("prune_layers", _shown(self.prune_layers), f"must be {first} or more{reason}")
         if list(self.prune_layers) != sorted(set(self.prune_layers)):
@@ -127,7 +135,7 @@ class StepwiseStrategy(Strategy):
         for name, low, high in (("keep_patches", 1, None), ("keep_ratio", 0, 1)):
             given = getattr(self, name)
             if len(given) > 1 and len(given) != len(self.prune_layers):
-                fix = f"give one number, or one for each of the {len(self.prune_layers)} prune_layers"
+                fix = f"give one number, or one for each of {len(self.prune_layers)} prune_layers"
                 raise FieldError(name, _shown(given), fix)
             for value in given:
                 if not (value >= low and (high is None or 0 < value <= high)):
@@ -136,13 +144,18 @@ class StepwiseStrategy(Strategy):
             if list(given) != sorted(given, reverse=True):
                 raise FieldError(name, _shown(given), "must not rise: a dropped token does not come back")
 
+    def layers(self, num_blocks: int) -> tuple[int, ...]:
+        """The blocks that it acts in."""
+        return self.prune_layers
+
     def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
         counts = self.keep_patches or tuple(max(1, round(share * num_patches)) for share in self.keep_ratio) or (60,)
-        steps = len(self.prune_layers)
+        layers = self.layers(num_blocks)
+        steps = len(layers)
         if len(counts) < steps:
             share = min(1.0, counts[0] / num_patches)
             counts = (*(round(num_patches * share ** (i / steps)) for i in range(1, steps)), counts[0])
-        return {layer: min(num_patches, count) for layer, count in zip(self.prune_layers, counts, strict=True)}
+        return {layer: min(num_patches, count) for layer, count in zip(layers, counts, strict=True)}
 
     def budgets(self, num_patches: int, num_blocks: int) -> Sequence[Strategy]:
         return [dataclasses.replace(self, keep_patches=(count,), keep_ratio=()) for count in range(num_patches, 0, -1)]

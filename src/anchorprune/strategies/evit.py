@@ -34,5 +34,5 @@ class EViT(StepwiseStrategy):
         fused = order[:, keep_patches - 1 :].sort(dim=1).values  # the first hosts the others
         keep = keep_with_prefix(torch.cat([order[:, : keep_patches - 1], fused[:, :1]], dim=1), tokens)
         into = fused[:, :1].expand(-1, fused.shape[1] - 1) + prefix
-        weights = torch.cat([scores.new_ones(len(scores), prefix), scores], dim=1)
+        weights = torch.cat([scores.new_ones(len(scores), prefix), scores.clamp_min(1e-30)], dim=1)
         return TokenPlan(keep, merged=fused[:, 1:] + prefix, into=into, weights=weights)

@@ -41,14 +41,16 @@ class MaxMin(StepwiseStrategy):
 def distances(directions: Tensor) -> Tensor:
     """Cosine distances between the rows of `[B, n, d]`, which have length 1: `[B, n, n]`."""
     with outside_autocast(directions):
-        return 1 - directions @ directions.transpose(1, 2)
+        one_way = 1 - directions @ directions.transpose(1, 2)
+    return one_way.minimum(one_way.transpose(1, 2))  # a matrix product need not be symmetric to the last bit
 
 
 def farthest_points(distance: Tensor, count: int) -> Tensor:
     """Greedy max-min: `count` of n points, `[B, count]`, in the order in which they are chosen.
 
-    Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985: the smallest distance to what is
-    chosen is at least half of what the best choice can have.
+    Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985: for a metric the smallest distance
+    between two chosen is at least half of what the best choice can have. Cosine distance is half the square of a
+    metric, the chord: a quarter.
 
     Args:
         distance: `[B, n, n]`, symmetric. The first point is the one that is furthest from its nearest neighbour;

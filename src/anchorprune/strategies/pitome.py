@@ -29,6 +29,7 @@ class PiToMe(MergingStrategy):
         m = n - keep_patches
         with outside_autocast(directions):
             similarity = directions @ directions.transpose(1, 2)  # [B, n, n]
+        similarity = similarity.maximum(similarity.transpose(1, 2))
         by_energy = energy(similarity, 0.9 - 0.9 * tokens.depth).sort(dim=1, descending=True, stable=True).indices
         into, merged = by_energy[:, : 2 * m : 2], by_energy[:, 1 : 2 * m : 2]
         pairs = similarity.gather(1, merged.unsqueeze(2).expand(-1, -1, n)).gather(
@@ -40,8 +41,12 @@ class PiToMe(MergingStrategy):
 def energy(similarity: Tensor, margin: float) -> Tensor:
     """How much each patch has like itself, `[B, n]`: equation 4 of the paper with its α = 1.
 
-    The mean over the other patches of s where s ≥ margin and of exp(s − margin) − 1 below, for their similarity s.
+    The sum over the other patches, divided by n, of s where s ≥ margin and of exp(s − margin) − 1 below, for their
+    similarity s.
     """
+    import torch
+
     n = similarity.shape[-1]
     felt = similarity.where(similarity >= margin, (similarity - margin).exp() - 1)
-    return (felt.sum(dim=2) - felt.diagonal(dim1=1, dim2=2)) / n
+    itself = torch.eye(n, dtype=torch.bool, device=similarity.device)
+    return felt.masked_fill(itself, 0.0).sum(dim=2) / n

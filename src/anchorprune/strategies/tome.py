@@ -28,7 +28,6 @@ class MergingStrategy(Strategy):
     """A strategy that merges the same number of tokens in every block; at most half of the patches there."""
 
     acts: ClassVar = "inside"
-    proportional_attention: ClassVar[bool] = True
 
     r: int = option(8, "tokens merged away in each block")
 
@@ -36,6 +35,10 @@ class MergingStrategy(Strategy):
         super().__post_init__()
         if self.r < 0:
             raise FieldError("r", self.r, "must be 0 (nothing is merged) or more")
+
+    @property
+    def size_weight(self) -> float:
+        return 1.0
 
     def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
         counts = {}

@@ -5,7 +5,7 @@ Metrics are held against clip-benchmark 1.6.2's own functions in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,62 +85,70 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
     return torch.stack(loaded).mean(dim=0)
 
 
-def run(features: Iterable[tuple[Tensor, Tensor]], classifier: Tensor, multilabel: bool) -> dict[str, float]:
-    """The metrics of a stream of batches.
+class ZeroShot:
+    """The metrics of image features against a classifier, batch by batch.
 
-    Args:
-        features: batches of normalised image features `[B, D]` with targets: class indices `[B]`, or `[B, classes]`
-            of 0 and 1 for a multi-label data set.
-        classifier: `[D, classes]`.
-
-    Returns:
-        Single-label: acc1, acc5 (NaN below 5 classes), mean_per_class_recall (over the classes that occur).
-        Multi-label: mean_average_precision. All between 0 and 1.
-
-    Raises:
-        UserError: a classifier for features of another width.
+    Attributes:
+        predictions: the best class of each image, batch by batch.
+        targets: as they came in, batch by batch.
     """
-    logits = ((_logits(batch, classifier), target) for batch, target in features)
-    return _average_precision(logits) if multilabel else _accuracy(logits, classifier.shape[1])
+
+    def __init__(self, classifier: Tensor, multilabel: bool) -> None:
+        """`classifier [D, classes]`."""
+        self.classifier, self.multilabel = classifier, multilabel
+        self.predictions: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self._hits1 = self._hits5 = 0
+        self._scores: list[Tensor] = []  # of multi-label data, whose ranks need all scores at once
+
+    def update(self, features: Tensor, targets: Tensor) -> None:
+        """Take a batch.
+
+        Args:
+            features: normalised image features `[B, D]`.
+            targets: class indices `[B]`, or `[B, classes]` of 0 and 1 for a multi-label data set.
+
+        Raises:
+            UserError: a classifier for features of another width.
+        """
+        if features.shape[1] != self.classifier.shape[0]:
+            raise UserError(
+                f"the classifier is for features of width {self.classifier.shape[0]}, the model's have "
+                f"{features.shape[1]}: give --load_clfs files that were made with this model"
+            )
+        # In float32 also under autocast: in bfloat16 the logits of close classes tie.
+        logits = (100.0 * features.float() @ self.classifier).cpu()
+        self.predictions.append(logits.argmax(dim=1))
+        self.targets.append(targets.cpu())
+        if self.multilabel:
+            self._scores.append(logits)
+            return
+        hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == self.targets[-1][:, None]
+        self._hits1 += int(hit[:, 0].sum())
+        self._hits5 += int(hit.sum())
+
+    def metrics(self) -> dict[str, float]:
+        """Single-label: acc1, acc5 (NaN below 5 classes), mean_per_class_recall (over the classes that occur).
+
+        Multi-label: mean_average_precision. All between 0 and 1.
+        """
+        target = torch.cat(self.targets)
+        if self.multilabel:
+            return {"mean_average_precision": _average_precision(torch.cat(self._scores), target.bool())}
+        classes = self.classifier.shape[1]
+        seen = target.bincount(minlength=classes)
+        recalled = target[torch.cat(self.predictions) == target].bincount(minlength=classes)
+        occurs = seen > 0
+        return {
+            "acc1": self._hits1 / len(target),
+            "acc5": self._hits5 / len(target) if classes >= 5 else float("nan"),
+            "mean_per_class_recall": float((recalled[occurs].double() / seen[occurs]).mean()),
+        }
 
 
-def _logits(features: Tensor, classifier: Tensor) -> Tensor:
-    if features.shape[1] != classifier.shape[0]:
-        raise UserError(
-            f"the classifier is for features of width {classifier.shape[0]}, the model's have {features.shape[1]}: "
-            "give --load_clfs files that were made with this model"
-        )
-    # In float32 also under autocast: in bfloat16 the logits of close classes tie.
-    return 100.0 * features.float() @ classifier
-
-
-def _accuracy(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> dict[str, float]:
-    total = hits1 = hits5 = 0
-    seen = torch.zeros(num_classes, dtype=torch.long)
-    recalled = torch.zeros(num_classes, dtype=torch.long)
-    for logits, target in batches:
-        logits, target = logits.cpu(), target.cpu()
-        best = logits.topk(min(5, num_classes), dim=1).indices
-        hit = best == target[:, None]
-        total += len(target)
-        hits1 += int(hit[:, 0].sum())
-        hits5 += int(hit.sum())
-        seen += target.bincount(minlength=num_classes)
-        recalled += target[logits.argmax(dim=1) == target].bincount(minlength=num_classes)
-    occurs = seen > 0
-    return {
-        "acc1": hits1 / total,
-        "acc5": hits5 / total if num_classes >= 5 else float("nan"),
-        "mean_per_class_recall": float((recalled[occurs].double() / seen[occurs]).mean()),
-    }
-
-
-def _average_precision(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    pairs = [(logits.cpu(), target.cpu()) for logits, target in batches]  # ranks need all scores at once
-    scores = torch.cat([logits for logits, _ in pairs])
-    truth = torch.cat([target for _, target in pairs]).bool()
+def _average_precision(scores: Tensor, truth: Tensor) -> float:
     ranked = truth.gather(0, scores.sort(dim=0, descending=True, stable=True).indices)
     rank = torch.arange(1, len(ranked) + 1).unsqueeze(1)
     precision = ranked.cumsum(dim=0) / rank
     per_class = (precision * ranked).sum(dim=0) / ranked.sum(dim=0).clamp_min(1)
-    return {"mean_average_precision": float(per_class.mean())}
+    return float(per_class.mean())

@@ -38,6 +38,7 @@ class Tower(ABC):
         num_prefix_tokens: P, tokens in front of the patches that are never dropped.
         grid: rows and columns of patches.
         image_size: height and width in pixels.
+        reads_patches: whether the patches that come out of the last block are read; otherwise only the prefix is.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Tower(ABC):
     num_prefix_tokens: int
     grid: tuple[int, int]
     image_size: tuple[int, int]
+    reads_patches: bool
 
     @property
     def num_patches(self) -> int:

@@ -70,6 +70,10 @@ def match(model: nn.Module) -> OpenClipTower | None:
         num_prefix_tokens=1,
         grid=(height // patch_height, width // patch_width),
         image_size=(height, width),
+        # OpenAI's own has none of these and reads CLS alone.
+        reads_patches=getattr(visual, "pool_type", "tok") != "tok"
+        or getattr(visual, "attn_pool", None) is not None
+        or getattr(visual, "output_tokens", False),
     )
 
 

@@ -1,0 +1,74 @@
+"""Strategies at equal GMACs on one half of a data set: the half that settings were searched on, or the other.
+
+    python benchmarks/held_out.py --part held_out --images 400 --out results/ --strategies thin tome max_min \\
+      --target_gmacs 10.4 8.8 7.1 6.4 --model ViT-B-16-quickgelu --pretrained CHECKPOINT.pt --dataset wds/cifar8 \\
+      --dataset_root 'DATA/wds_{dataset_cleaned}' --load_clfs cifar8.pt
+
+Images are dealt to the halves by a hash of their key, whatever their order; takes every flag of `anchorprune sweep`.
+Prints the table of `sweep` and the paired differences of the first strategy to each other one at the same budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from anchorprune import results
+from anchorprune.cli import build_parser
+from anchorprune.datasets import open_dataset
+from anchorprune.datasets.sampling import choose
+from anchorprune.report.frontier import as_text
+from anchorprune.report.stats import bootstrap_difference
+from anchorprune.runs import check, source_of
+from anchorprune.sweep import UNPRUNED, evaluate_ways, measured, share_right, single_run, ways_of, write
+
+
+def main() -> None:
+    parser = build_parser()
+    sweep = parser._subparsers._group_actions[0].choices["sweep"]  # type: ignore[union-attr, index, call-overload]
+    sweep.add_argument("--part", choices=["search", "held_out"], default="held_out")
+    sweep.add_argument("--images", type=int, default=400)
+    args = parser.parse_args(["sweep", *sys.argv[1:]])
+    args.argv = sys.argv[1:]
+    run = single_run(args)
+    check(args, [run], None)
+    ways = [UNPRUNED, *ways_of(args.strategies, args.targets, run.model)]
+
+    keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
+    half = [i for i, key in enumerate(keys) if even(key) == (args.part == "search")]
+    indices = [half[i] for i in choose([keys[i] for i in half], args.images, args.seed)]
+    found = evaluate_ways(args, run, ways, indices)
+
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    points = [measured(args, run, way, of_way, found[0][0]) for way, of_way in zip(ways, found, strict=True)]
+    for of_way in found:
+        for one in of_way:
+            write(args, run, one, out)
+    table = as_text(points).split("\nOn a frontier")[0]
+    lines = [f"{run.dataset}, {args.part}, {len(indices)} images", "", table, "", "Paired differences, points:"]
+    right = [share_right(of_way) for of_way in found]
+    first = [
+        i
+        for i, way in enumerate(ways)
+        if way.name == ways[1].name and way.flags.split()[:1] == ways[1].flags.split()[:1]
+    ]
+    for i in first:
+        for j, way in enumerate(ways):
+            if j not in first and j and abs(points[j].gmacs - points[i].gmacs) < 0.5:
+                by = bootstrap_difference(right[i], right[j])
+                lines.append(
+                    f"  {points[i].title} ({points[i].gmacs:.2f}) minus {way.name} {way.flags} ({points[j].gmacs:.2f}): "
+                    f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})"
+                )
+    print("\n".join(lines))
+    results.write_text("\n".join(lines) + "\n", out / "table.txt")
+
+
+def even(key: str) -> bool:
+    return hashlib.sha256(key.replace("/", "").encode("utf-8", "surrogateescape")).digest()[-1] % 2 == 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The page of a sweep: what it found in words, accuracy against compute and speed, every configuration."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+from anchorprune.report import page, scatter
+from anchorprune.report.frontier import (
+    COLUMNS,
+    Cost,
+    Measured,
+    cells,
+    in_order,
+    numbered,
+    places,
+    signed,
+    speed_up,
+    unpruned,
+)
+from anchorprune.report.table import html_table, times, unbroken
+
+MARGIN = 0.01  # what may be lost for a pruning to count as nearly free: one point
+
+
+def render(points: Sequence[Measured], *, title: str, facts: Mapping[str, str], command: str) -> str:
+    """The page as one HTML document, offline and without scripts; all text is plain text and escaped here.
+
+    Args:
+        points: the unpruned model among them, which savings and speed-ups are relative to; at least one.
+        title: what was swept, such as the model and the data set; stands above the finding.
+        facts: how it was measured, name -> value.
+        command: what to type to get this page.
+
+    Raises:
+        ValueError: no points.
+    """
+    numbers, marks, dense = numbered(points), places(points), unpruned(points)
+    lines = [(points[i].name, points[i].detail, cells(points[i], dense, marks[i])) for i in in_order(points)]
+    return page.document(
+        headline(points),
+        title,
+        findings(points),
+        [
+            page.section("Accuracy against cost", _charts(points, numbers)),
+            page.section("Configurations that nothing beats", page.notes([ABOUT_FRONTIER], ""), _commands(points)),
+            page.section(
+                "All configurations", html_table(COLUMNS, lines, "Accuracy and cost, by GMACs"), page.notes(NOTES)
+            ),
+            page.section("How it was measured", page.measuring(facts, command)),
+        ],
+    )
+
+
+ABOUT_FRONTIER = (
+    "Nothing else measured here is more accurate at the same or a lower cost, nor as accurate at a lower one: by "
+    "GMACs, by images/s or by both. Costs within 1 % count as the same. Accuracies count as measured: a lead within "
+    "the intervals may be chance. The numbers are those in the charts, each on the frontier of its chart."
+)
+CAPTION = (
+    "Thin bars are 95 % intervals; the axes do not start at zero. Markers of nearly the same cost stand a few pixels "
+    "aside. Lines connect the points of one strategy; the step line is the frontier."
+)
+NOTES = (
+    "acc1 is top-1 accuracy with its 95 % interval. Points to unpruned are percentage points on the same images, with "
+    "their 95 % interval; p is of McNemar's test of that difference, each for itself, not corrected for the number of "
+    "configurations. The speed-up is in images/s, against the unpruned model of the same run. The best of many looks "
+    "better than it is: confirm a choice on images that did not choose it.",
+)
+
+
+def nearly_free(points: Sequence[Measured]) -> list[Measured]:
+    """The prunings that lose at most `MARGIN` against the unpruned model, as measured and to nine decimals."""
+    return [p for p in _pruned(points) if p.difference is not None and round(p.difference + MARGIN, 9) >= 0]
+
+
+def headline(points: Sequence[Measured]) -> str:
+    """The largest saving that is nearly free, in one line."""
+    dense = unpruned(points)
+    if dense is None:
+        return f"Configurations measured: {len(points)}, none of them unpruned"
+    best = _cheapest(nearly_free(points))
+    if best is None or _saved(best, dense) < 0.005:
+        return "No pruning measured here saves compute within 1 point of the unpruned model"
+    return f"{best.name} saves {100 * _saved(best, dense):.0f} % of the compute within 1 point of unpruned"
+
+
+def findings(points: Sequence[Measured]) -> list[str]:
+    """What the numbers say, a paragraph each: nearly free savings in GMACs and in time, and half the compute."""
+    dense = unpruned(points)
+    if dense is None:
+        return []
+    return [text for text in (_of_compute(points, dense), _of_time(points, dense), _of_half(points, dense)) if text]
+
+
+def _pruned(points: Sequence[Measured]) -> list[Measured]:
+    dense = unpruned(points)
+    return [point for point in points if dense is None or point.name != dense.name]
+
+
+def _cheapest(points: Sequence[Measured]) -> Measured | None:
+    return min(points, key=lambda p: (p.gmacs, -p.accuracy), default=None)
+
+
+def _saved(point: Measured, dense: Measured) -> float:
+    return 1 - point.gmacs / dense.gmacs
+
+
+def _of_compute(points: Sequence[Measured], dense: Measured) -> str:
+    best = _cheapest(nearly_free(points))
+    if best is None or _saved(best, dense) < 0.005:
+        return ""
+    faster = speed_up(best, dense)
+    speed = "" if faster is None else f" and runs at {times(faster)} the speed"
+    return (
+        f"{best.title} takes {best.gmacs:.2f} GMACs an image instead of {dense.gmacs:.2f}{speed}: "
+        f"{_accuracy(best)} against {_accuracy(dense)} unpruned{_interval(best)}."
+    )
+
+
+def _interval(point: Measured) -> str:
+    """The difference with its interval, and a warning where the interval does not vouch for the margin."""
+    if point.difference is None or point.difference_low is None or point.difference_high is None:
+        return ""
+    text = (
+        f" ({signed(point.difference, 1)} points, 95 % interval {signed(point.difference_low, 1)} to "
+        f"{signed(point.difference_high, 1)}"
+    )
+    return text + ("; that it loses less than 1 point is not certain)" if point.difference_low < -MARGIN else ")")
+
+
+def _of_time(points: Sequence[Measured], dense: Measured) -> str:
+    ratios = [(ratio, p) for p in nearly_free(points) if (ratio := speed_up(p, dense)) is not None]
+    if not ratios:
+        return ""
+    ratio, best = max(ratios, key=lambda pair: (pair[0], pair[1].accuracy))
+    if ratio <= 1:
+        return "Nothing that stays within 1 point of unpruned is faster than it here."
+    if best == _cheapest(nearly_free(points)):
+        return "Nothing else that stays within 1 point is faster."
+    return (
+        f"By the clock {best.title} gains most within 1 point: {times(ratio)} the images/s, {_accuracy(best)}"
+        f"{_interval(best)}."
+    )
+
+
+def _of_half(points: Sequence[Measured], dense: Measured) -> str:
+    """The most accurate of those whose share of the compute rounds to 50 % or less."""
+    half = [p for p in _pruned(points) if round(100 * p.gmacs / dense.gmacs) <= 50]
+    if not half:
+        return "Nothing measured here gets by with half of the compute."
+    best = max(half, key=lambda p: (p.accuracy, -p.gmacs))
+    others = [p for p in half if p.name != best.name]
+    text = (
+        f"With at most half of the compute, {best.title} is the most accurate: {_accuracy(best)}{_interval_only(best)} "
+        f"at {100 * best.gmacs / dense.gmacs:.0f} % of the GMACs"
+    )
+    if not others:
+        return text + "."
+    second = max(others, key=lambda p: (p.accuracy, -p.gmacs))
+    return f"{text}; of the other strategies {second.title} comes next with {_accuracy(second)}."
+
+
+def _interval_only(point: Measured) -> str:
+    return "" if point.difference is None else f" ({signed(point.difference, 1)} points to unpruned)"
+
+
+def _accuracy(point: Measured) -> str:
+    draws = f" (mean of {point.draws} draws)" if point.draws > 1 else ""
+    return f"{100 * point.accuracy:.1f} %{draws}"
+
+
+def _charts(points: Sequence[Measured], numbers: Mapping[int, int]) -> str:
+    timed = any(point.images_per_second is not None for point in points)
+    costs: list[Cost] = ["gmacs", "images_per_second"] if timed else ["gmacs"]
+    headings = {"gmacs": "Against compute", "images_per_second": "Against measured speed"}
+    drawn = []
+    for cost in costs:
+        wide = scatter.svg(points, cost, numbers, f"{cost}-wide", "wide", 880, 470)
+        narrow = scatter.svg(points, cost, numbers, f"{cost}-narrow", "narrow", 343, 440)
+        drawn.append(
+            f'<div class="plot">\n<h3>{headings[cost]}</h3>\n{wide}\n{narrow}\n{scatter.legend(points)}\n</div>'
+        )
+    caption = html.escape(CAPTION)
+    return (
+        '<figure>\n<div class="charts">\n' + "\n".join(drawn) + f"\n</div>\n<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _commands(points: Sequence[Measured]) -> str:
+    marks = places(points)
+    items = "\n".join(
+        f'<li value="{number}"><strong>{html.escape(points[i].name)}</strong> '
+        f"{unbroken(html.escape(points[i].detail))} "
+        f'<span class="note">{html.escape("by " + marks[i].replace("both", "GMACs and images/s"))}</span>'
+        f"{page.code(points[i].command)}</li>"
+        for i, number in numbered(points).items()
+    )
+    return f'<ol class="commands">\n{items}\n</ol>'

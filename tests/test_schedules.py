@@ -1,0 +1,143 @@
+"""How a budget spreads over the blocks, and which budgets are refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anchorprune import UserError
+from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies.base import StepwiseStrategy
+from anchorprune.strategies.tome import MergingStrategy
+
+STEPWISE = sorted(name for name, cls in registry().items() if issubclass(cls, StepwiseStrategy))
+MERGING = sorted(name for name, cls in registry().items() if issubclass(cls, MergingStrategy))
+stepwise = pytest.mark.parametrize("strategy", STEPWISE)
+
+
+def schedule(strategy: str = "max_min", patches: int = 196, blocks: int = 12, **fields: object) -> dict[int, int]:
+    return make_strategy(strategy, **fields).schedule(patches, blocks)
+
+
+@stepwise
+def test_one_number_goes_on_from_the_last_block_and_each_keeps_the_same_share(strategy: str) -> None:
+    share = (60 / 196) ** (1 / 3)
+    expected = {4: round(196 * share), 7: round(196 * share**2), 10: 60}
+    assert schedule(strategy, prune_layers=(4, 7, 10), keep_patches=60) == expected == {4: 132, 7: 89, 10: 60}
+
+
+@stepwise
+def test_several_numbers_are_one_for_each_block(strategy: str) -> None:
+    assert schedule(strategy, prune_layers=(2, 5), keep_patches=(100, 7)) == {2: 100, 5: 7}
+    assert schedule(strategy, prune_layers=(2, 5), keep_patches=(9, 9)) == {2: 9, 5: 9}
+
+
+@stepwise
+def test_ratios_are_shares_of_all_the_patches_of_the_image(strategy: str) -> None:
+    assert schedule(strategy, prune_layers=(2, 5), keep_ratio=(0.5, 0.25)) == {2: 98, 5: 49}
+    assert schedule(strategy, prune_layers=(2, 5), keep_ratio=0.25) == {2: 98, 5: 49}  # half, and half of that
+    assert schedule(strategy, prune_layers=2, keep_ratio=1.0) == {2: 196}
+    assert schedule(strategy, prune_layers=2, keep_ratio=0.001) == {2: 1}  # one patch always goes on
+    assert schedule(strategy, patches=49, prune_layers=2, keep_ratio=0.5) == {2: 24}
+
+
+@stepwise
+def test_sixty_patches_go_on_unless_told_otherwise(strategy: str) -> None:
+    layers = make_strategy(strategy).layers(12)
+    assert schedule(strategy)[layers[-1]] == 60
+    assert schedule(strategy, patches=49) == dict.fromkeys(layers, 49)
+
+
+def test_thin_acts_from_block_2_to_the_middle_of_the_tower() -> None:
+    assert [make_strategy("thin").layers(blocks) for blocks in (12, 6, 4, 2)] == [(2, 3, 4, 5, 6), (2, 3), (2,), (2,)]
+
+
+@given(
+    patches=st.integers(1, 400),
+    layers=st.sets(st.integers(2, 12), min_size=1, max_size=4).map(sorted),
+    keep=st.integers(1, 500),
+)
+def test_a_spread_budget_never_rises_and_ends_at_its_number(patches: int, layers: list[int], keep: int) -> None:
+    counts = schedule(patches=patches, prune_layers=tuple(layers), keep_patches=keep)
+    assert list(counts) == layers
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
+    assert counts[layers[-1]] == min(keep, patches)
+    assert all(1 <= count <= patches for count in counts.values())
+    steps = [patches, *counts.values()]
+    shares = [b - a * (min(keep, patches) / patches) ** (1 / len(layers)) for a, b in itertools.pairwise(steps)]
+    assert all(abs(off) <= 1 for off in shares)  # by rounding alone
+
+
+@stepwise
+def test_the_budgets_go_from_all_patches_down_to_one(strategy: str) -> None:
+    budgets = make_strategy(strategy, keep_ratio=0.5).budgets(9, 12)
+    assert [min(budget.schedule(9, 12).values()) for budget in budgets] == list(range(9, 0, -1))
+    assert {budget.prune_layers for budget in budgets} == {make_strategy(strategy).prune_layers}
+
+
+def test_no_block_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match=r"prune_layers=\(\): give at least one block"):
+        make_strategy("max_min", prune_layers=())
+
+
+@stepwise
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prune_layers": 0}, "prune_layers=0: must be "),
+        ({"prune_layers": (2, -1)}, "prune_layers=(2, -1): must be "),
+        ({"prune_layers": (4, 3)}, "prune_layers=(4, 3): must ascend"),
+        ({"prune_layers": (4, 4)}, "prune_layers=(4, 4): must ascend"),
+        ({"prune_layers": (4, 5.5)}, "prune_layers=5.5: must be a whole number"),
+        ({"prune_layers": "4"}, "prune_layers='4': must be a whole number"),
+        ({"prune_layers": None}, "prune_layers=None: must be a whole number"),
+        ({"keep_patches": 5, "keep_ratio": 0.5}, "keep_ratio=0.5: give it or keep_patches, not both"),
+        (
+            {"prune_layers": (2, 3), "keep_patches": (5, 4, 3)},
+            "keep_patches=(5, 4, 3): give one number, or one for each",
+        ),
+        ({"prune_layers": 2, "keep_patches": (5, 4)}, "keep_patches=(5, 4): give one number, or one for each"),
+        ({"prune_layers": (2, 3, 4), "keep_ratio": (0.5, 0.4)}, "keep_ratio=(0.5, 0.4): give one number, or one for"),
+        ({"prune_layers": (2, 3), "keep_patches": (4, 5)}, "keep_patches=(4, 5): must not rise"),
+        ({"prune_layers": (2, 3), "keep_ratio": (0.4, 0.5)}, "keep_ratio=(0.4, 0.5): must not rise"),
+        ({"prune_layers": (2, 3), "keep_patches": (5, 0)}, "keep_patches=(5, 0): must be 1 or more"),
+        ({"keep_patches": -5}, "keep_patches=-5: must be 1 or more"),
+        ({"keep_patches": 2.5}, "keep_patches=2.5: must be a whole number"),
+        ({"keep_patches": True}, "keep_patches=True: must be a whole number"),
+        ({"keep_ratio": 0}, "keep_ratio=0.0: must be above 0 and at most 1"),
+        ({"keep_ratio": 1.5}, "keep_ratio=1.5: must be above 0 and at most 1"),
+        ({"keep_ratio": float("nan")}, "keep_ratio=nan: must be above 0 and at most 1"),
+        ({"keep_ratio": "half"}, "keep_ratio='half': must be a number"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused_in_one_line_that_names_the_field(
+    strategy: str, fields: dict, says: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        make_strategy(strategy, **fields)
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+def test_block_1_may_select_after_its_attention_but_not_at_its_input() -> None:
+    for name in STEPWISE:
+        if registry()[name].acts == "inside":
+            assert schedule(name, prune_layers=1) == {1: 60}
+        else:
+            with pytest.raises(UserError, match="prune_layers=1: must be 2 or more: block 1 always sees every token"):
+                make_strategy(name, prune_layers=1)
+
+
+@pytest.mark.parametrize("strategy", MERGING)
+def test_merging_takes_r_in_every_block_and_half_of_the_patches_at_most(strategy: str) -> None:
+    assert schedule(strategy, r=8) == {block: 196 - 8 * block for block in range(1, 13)}
+    assert schedule(strategy, patches=49, blocks=4, r=30) == {1: 25, 2: 13, 3: 7, 4: 4}
+    assert schedule(strategy, blocks=3, r=0) == {1: 196, 2: 196, 3: 196}
+    assert [budget.r for budget in make_strategy(strategy).budgets(9, 12)] == [0, 1, 2, 3, 4]
+    for wrong, says in ((-1, "r=-1: must be 0"), (1.5, "r=1.5: must be a whole number")):
+        with pytest.raises(UserError) as error:
+            make_strategy(strategy, r=wrong)
+        assert str(error.value).startswith(says)

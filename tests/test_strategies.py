@@ -1,0 +1,294 @@
+"""The strategies from the literature plan what naive loops over their papers' formulas plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import naive_strategies as naive
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anchorprune import UserError
+from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies.max_min import distances, farthest_points
+from anchorprune.strategies.pitome import energy
+from anchorprune.tokens import TokenPlan, Tokens, merge_tokens
+
+MERGING = ["tome", "pitome"]
+# What each paper's own loop needs of one image: x `[N, D]`, q and k `[H, N, d]`, prefix, count, depth.
+ORACLES: dict[str, Callable[[Tensor, Tensor, Tensor, int, int, float], naive.Plan]] = {
+    "cls_attention": lambda x, q, k, prefix, count, depth: naive.cls_attention(q, k, prefix, count),
+    "evit": lambda x, q, k, prefix, count, depth: naive.evit(q, k, prefix, count),
+    "max_min": lambda x, q, k, prefix, count, depth: max_min(list(naive.key_means(k, prefix).values()), prefix, count),
+    "max_min of tokens": lambda x, q, k, prefix, count, depth: max_min(x[prefix:].double().tolist(), prefix, count),
+    "pitome": lambda x, q, k, prefix, count, depth: naive.pitome(k, prefix, count, depth),
+    "thin": lambda x, q, k, prefix, count, depth: naive.thin(k, prefix, count),
+    "tome": lambda x, q, k, prefix, count, depth: naive.tome(k, prefix, count),
+}
+every_paper = pytest.mark.parametrize("name", ORACLES)
+
+
+def max_min(rows: list[list[float]], prefix: int, count: int) -> naive.Plan:
+    chosen = naive.farthest_points(naive.cosine_distances(rows), count)
+    return naive.Plan(sorted([*range(prefix), *(prefix + i for i in chosen)]))
+
+
+def make(name: str) -> object:
+    return make_strategy("max_min", metric="tokens") if name == "max_min of tokens" else make_strategy(name)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> dict:
+    """Shapes, and how many patches go on; `keep` halves at most, which is what merging can do."""
+    patches = draw(st.integers(2, 14))
+    return {
+        "batch": draw(st.integers(1, 3)),
+        "prefix": draw(st.integers(1, 3)),
+        "patches": patches,
+        "heads": draw(st.integers(1, 3)),
+        "head_width": draw(st.sampled_from([2, 5, 8])),
+        "keep": draw(st.integers(1, patches - 1)),
+        "depth": draw(st.sampled_from([1 / 12, 0.25, 0.5, 1.0])),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def budget(name: str, problem: dict) -> int:
+    """Patches that go on: a merge keeps at least half of them."""
+    return max(problem["keep"], -(-problem["patches"] // 2)) if name in MERGING else problem["keep"]
+
+
+def tokens(problem: dict, dtype: torch.dtype = torch.float64) -> Tokens:
+    generator = torch.Generator().manual_seed(problem["seed"])
+    b, h, d = problem["batch"], problem["heads"], problem["head_width"]
+    n = problem["prefix"] + problem["patches"]
+    x = torch.randn(b, n, h * d + 1, generator=generator, dtype=dtype)
+    q, k = torch.randn(2, b, h, n, d, generator=generator, dtype=dtype)
+    return Tokens(x, problem["prefix"], lambda: (q, k), depth=problem["depth"])
+
+
+def plan_of(name: str, problem: dict, seen: Tokens) -> TokenPlan:
+    return make(name).plan(seen, budget(name, problem))
+
+
+def read(plan: TokenPlan, image: int) -> naive.Plan:
+    """The plan for one image, as the oracles write it."""
+    if plan.merged is None:
+        return naive.Plan(plan.keep[image].tolist())
+    return naive.Plan(
+        plan.keep[image].tolist(), dict(zip(plan.merged[image].tolist(), plan.into[image].tolist(), strict=True))
+    )
+
+
+def expected(name: str, problem: dict, seen: Tokens) -> list[naive.Plan]:
+    q, k = seen.query_key()
+    count = budget(name, problem)
+    arguments = (problem["prefix"], count, problem["depth"])
+    return [ORACLES[name](seen.x[i], q[i], k[i], *arguments) for i in range(len(q))]
+
+
+def test_every_strategy_has_an_oracle() -> None:
+    elsewhere = {"anchor", "random"}  # test_selection.py, test_pruning.py
+    assert {name.split()[0] for name in ORACLES} | elsewhere == set(registry())
+
+
+@every_paper
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_it_plans_what_a_naive_loop_over_the_paper_plans(name: str, problem: dict) -> None:
+    seen = tokens(problem)
+    plan = plan_of(name, problem, seen)
+    assert [read(plan, i) for i in range(problem["batch"])] == expected(name, problem, seen)
+
+
+@every_paper
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), distinct=st.integers(1, 5))
+def test_among_equal_patches_the_first_is_taken(name: str, problem: dict, distinct: int) -> None:
+    # Patches lie on the axes, each on one of a few, so that every cosine is exactly 0 or 1; CLS looks at the first.
+    problem |= {"head_width": 5, "depth": 1.0}
+    n = problem["prefix"] + problem["patches"]
+    axes = torch.eye(5, dtype=torch.float64)[torch.arange(n) % distinct].expand(problem["batch"], n, 5)
+    k = axes.unsqueeze(1).expand(-1, problem["heads"], -1, -1)
+    seen = Tokens(axes, problem["prefix"], lambda: (k[:, :, :1].expand_as(k), k), depth=1.0)
+    plan = plan_of(name, problem, seen)
+    assert [read(plan, i) for i in range(problem["batch"])] == expected(name, problem, seen)
+
+
+@every_paper
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_the_prefix_survives_and_indices_ascend_and_are_as_many_as_promised(name: str, problem: dict) -> None:
+    plan = plan_of(name, problem, tokens(problem, torch.float32))
+    prefix, n = problem["prefix"], problem["prefix"] + problem["patches"]
+    assert plan.keep.shape == (problem["batch"], prefix + budget(name, problem))
+    assert plan.keep.dtype == torch.int64
+    assert (plan.keep[:, :prefix] == torch.arange(prefix)).all()
+    assert (plan.keep.diff(dim=1) > 0).all()
+    assert plan.keep.max() < n
+    for image in range(problem["batch"] if plan.merged is not None else 0):
+        kept, merged = set(plan.keep[image].tolist()), plan.merged[image].tolist()
+        assert sorted([*kept, *merged]) == list(range(n))  # nobody is dropped, nobody is in two places
+        assert kept - set(range(prefix)) >= set(plan.into[image].tolist())  # a patch becomes part of a patch
+
+
+@every_paper
+@settings(max_examples=30, deadline=None)
+@given(problem=problems())
+def test_each_image_is_planned_for_on_its_own(name: str, problem: dict) -> None:
+    seen = tokens(problem)
+    q, k = seen.query_key()
+    together = plan_of(name, problem, seen)
+    for i in range(problem["batch"]):
+        one = Tokens(
+            seen.x[i : i + 1], seen.num_prefix_tokens, lambda i=i: (q[i : i + 1], k[i : i + 1]), None, seen.depth
+        )
+        assert read(plan_of(name, problem, one), 0) == read(together, i)
+
+
+@every_paper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_scored_in_float32_under_autocast_too(name: str, dtype: torch.dtype) -> None:
+    for seed in range(10):
+        problem = {"batch": 2, "prefix": 1, "patches": 40, "heads": 4, "head_width": 16, "keep": 20, "depth": 0.5}
+        seen = tokens(problem | {"seed": seed}, torch.float32)
+        x, q, k = (t.to(dtype) for t in (seen.x, *seen.query_key()))
+        half = Tokens(x, 1, lambda q=q, k=k: (q, k), depth=0.5)
+        exact = Tokens(x.float(), 1, lambda q=q, k=k: (q.float(), k.float()), depth=0.5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plan = plan_of(name, problem, half)
+        assert [read(plan, i) for i in range(2)] == [read(plan_of(name, problem, exact), i) for i in range(2)]
+
+
+@pytest.mark.parametrize("name", ["cls_attention", "evit"])
+def test_selecting_by_cls_attention_needs_a_cls_token(name: str) -> None:
+    q = torch.randn(1, 1, 5, 4)
+    with pytest.raises(UserError, match="this tower has no CLS token"):
+        make_strategy(name).plan(Tokens(torch.randn(1, 5, 4), 0, lambda: (q, q)), 3)
+
+
+# Farthest points.
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(3, 8), st.integers(2, 5), st.integers(1, 3), st.integers(0, 2**31))
+def test_the_greedy_choice_is_half_as_spread_as_the_best_one_at_least(
+    n: int, count: int, width: int, seed: int
+) -> None:
+    count = min(count, n)
+    points = torch.randn(1, n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    distance = torch.cdist(points, points)
+    chosen = farthest_points(distance, count)[0].tolist()
+    assert len(set(chosen)) == count
+    numbers = distance[0].tolist()
+    assert naive.spread(numbers, chosen) >= naive.best_spread(numbers, count) / 2 - 1e-9
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(3, 8), st.integers(2, 5), st.integers(2, 3), st.integers(0, 2**31))
+def test_by_cosine_that_holds_of_the_angles(n: int, count: int, width: int, seed: int) -> None:
+    # 1 − cosine is no metric; the angle is, and orders alike, so that the greedy choice is the same.
+    count = min(count, n)
+    rows = torch.randn(1, n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    distance = distances(torch.nn.functional.normalize(rows, dim=-1))
+    chosen = farthest_points(distance, count)[0].tolist()
+    numbers = (1 - distance[0]).clamp(-1, 1).acos().tolist()
+    assert naive.spread(numbers, chosen) >= naive.best_spread(numbers, count) / 2 - 1e-6
+
+
+# PiToMe's energy.
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.floats(0, 0.9))
+def test_the_energy_is_equation_4(problem: dict, margin: float) -> None:
+    _, k = tokens(problem).query_key()
+    for keys in k:
+        mean = naive.key_means(keys, 0)
+        directions = torch.nn.functional.normalize(torch.tensor(list(mean.values()), dtype=torch.float64), dim=-1)
+        ours = energy((directions @ directions.T).unsqueeze(0), margin)[0]
+        theirs = torch.tensor(list(naive.pitome_energy(mean, margin).values()), dtype=torch.float64)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_patch_unlike_all_others_has_the_lowest_energy_and_is_never_merged() -> None:
+    generator = torch.Generator().manual_seed(0)
+    k = torch.eye(8)[0].repeat(1, 1, 13, 1) + 0.05 * torch.randn(1, 1, 13, 8, generator=generator)
+    k[:, :, 5] = torch.eye(8)[1]
+    for keep in range(7, 12):
+        plan = make_strategy("pitome").plan(Tokens(k[:, 0], 1, lambda: (k, k), depth=0.5), keep)
+        assert 5 in plan.keep
+        assert 5 not in plan.into
+
+
+# Merging.
+
+
+@every_paper
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), known_sizes=st.booleans())
+def test_merged_tokens_are_the_weighted_means_that_a_loop_computes(name: str, problem: dict, known_sizes: bool) -> None:
+    seen = tokens(problem)
+    n = seen.x.shape[1]
+    sizes = torch.randint(1, 6, (problem["batch"], n)).double() if known_sizes else None
+    plan = plan_of(name, problem, seen)
+    merged, after = merge_tokens(seen.x, sizes, plan)
+    for i in range(problem["batch"]):
+        own_size = [1.0] * n if sizes is None else sizes[i].tolist()
+        weights = own_size
+        if name == "evit":
+            q, k = seen.query_key()
+            scores = naive.cls_scores(q[i], k[i], problem["prefix"])
+            weights = [scores.get(j, 1.0) for j in range(n)]
+        theirs = naive.merge(seen.x[i].tolist(), weights, read(plan, i))
+        torch.testing.assert_close(merged[i], torch.tensor(theirs, dtype=torch.float64))
+        if after is None:
+            assert sizes is None
+            assert plan.merged is None
+        elif plan.merged is not None:
+            assert after[i].sum() == sum(own_size)
+
+
+@pytest.mark.parametrize("name", MERGING)
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), blocks=st.integers(1, 4), r=st.integers(1, 6))
+def test_after_any_number_of_blocks_a_token_is_the_mean_of_the_tokens_that_it_is_made_of(
+    name: str, problem: dict, blocks: int, r: int
+) -> None:
+    strategy, first = make_strategy(name, r=r), tokens(problem)
+    x, sizes, prefix = first.x, None, problem["prefix"]
+    n = x.shape[1]
+    members = [[[j] for j in range(n)] for _ in x]
+    for block, keep in strategy.schedule(problem["patches"], blocks).items():
+        if keep == x.shape[1] - prefix:
+            continue
+        q, k = torch.randn(2, *x.shape[:1], 2, x.shape[1], 4, dtype=torch.float64)
+        plan = strategy.plan(Tokens(x, prefix, lambda q=q, k=k: (q, k), sizes, block / blocks), keep)
+        x, sizes = merge_tokens(x, sizes, plan)
+        for i in range(len(members)):
+            now = read(plan, i)
+            for away, host in now.goes_into.items():
+                members[i][host] += members[i][away]
+            members[i] = [members[i][j] for j in now.keep]
+    if sizes is None:
+        return  # one patch: nothing can be merged
+    assert (sizes.sum(dim=1) == n).all()
+    torch.testing.assert_close((x * sizes.unsqueeze(2)).sum(dim=1), first.x.sum(dim=1))
+    for i in range(len(members)):
+        assert sizes[i].tolist() == [len(own) for own in members[i]]
+        torch.testing.assert_close(x[i], torch.stack([first.x[i, own].mean(dim=0) for own in members[i]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tokens_are_averaged_in_float32(dtype: torch.dtype) -> None:
+    # 600 tokens of 1 and one of 1025 average to 2.7; summed in half precision they would not.
+    x = torch.ones(1, 601, 1).to(dtype)
+    x[0, 600] = 1024
+    plan = TokenPlan(torch.tensor([[0]]), merged=torch.arange(1, 601)[None], into=torch.zeros(1, 600, dtype=torch.long))
+    mean, sizes = merge_tokens(x, None, plan)
+    assert mean.dtype == dtype
+    assert mean.item() == pytest.approx((600 + 1024) / 601, rel=1e-2)
+    assert sizes.tolist() == [[601]]
