@@ -49,19 +49,13 @@ def main() -> None:
     table = as_text(points).split("\nOn a frontier")[0]
     lines = [f"{run.dataset}, {args.part}, {len(indices)} images", "", table, "", "Paired differences, points:"]
     right = [share_right(of_way) for of_way in found]
-    first = [
-        i
-        for i, way in enumerate(ways)
-        if way.name == ways[1].name and way.flags.split()[:1] == ways[1].flags.split()[:1]
-    ]
+    first = [i for i, way in enumerate(ways) if way.name == ways[1].name]
     for i in first:
-        for j, way in enumerate(ways):
-            if j not in first and j and abs(points[j].gmacs - points[i].gmacs) < 0.5:
+        for j in range(1, len(ways)):
+            if j not in first and abs(points[j].gmacs - points[i].gmacs) < 0.5:
                 by = bootstrap_difference(right[i], right[j])
-                lines.append(
-                    f"  {points[i].title} ({points[i].gmacs:.2f}) minus {way.name} {way.flags} ({points[j].gmacs:.2f}): "
-                    f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})"
-                )
+                pair = f"{points[i].title} ({points[i].gmacs:.2f}) minus {points[j].title} ({points[j].gmacs:.2f})"
+                lines.append(f"  {pair}: {100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})")
     print("\n".join(lines))
     results.write_text("\n".join(lines) + "\n", out / "table.txt")
 

@@ -51,7 +51,7 @@ def run_tune(args: argparse.Namespace) -> None:
     targets = [dense * share for share in SHARES]
     ways = [UNPRUNED, *ways_of(args.strategies or [RECOMMENDED, "tome"], targets, run.model)]
 
-    keys = open_dataset(run.dataset, **source_of(args, run)).keys
+    keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
     chosen = choose(keys, args.limit, args.seed)
     count = max(2, round(args.calibration * len(chosen)))
     part = choose([keys[i] for i in chosen], count, args.seed + 1)  # another seed: not the same order again

@@ -1,0 +1,43 @@
+"""A classifier from images: for each class the mean of the unpruned model's normalised train features, normalised.
+
+    python benchmarks/class_means.py --model ViT-B-16-quickgelu --pretrained CHECKPOINT.pt --dataset wds/caltech96 \\
+      --dataset_root 'DATA/wds_{dataset_cleaned}' --split train --output caltech96.pt
+
+For data sets whose class names nobody has encoded: the file goes to `--load_clfs`. It holds `[D, classes]`, float32.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch.nn import functional as F
+
+from anchorprune.cli import build_parser
+from anchorprune.datasets import open_dataset
+from anchorprune.datasets.sampling import choose, loader
+from anchorprune.planning import plan_runs
+from anchorprune.runs import load, settings_of, source_of
+
+
+@torch.no_grad()
+def main() -> None:
+    args = build_parser().parse_args(["eval", *sys.argv[1:]])
+    (run,) = plan_runs(args)
+    settings = settings_of(args)
+    loaded = load(args, run, settings)
+    dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
+    assert dataset.classes is not None
+    sums = torch.zeros(len(dataset.classes), 0)
+    indices = choose(dataset.keys, settings.limit, settings.seed)
+    for batch in loader(dataset, indices, batch_size=settings.batch_size, num_workers=settings.num_workers):
+        with settings.autocast():
+            features = F.normalize(loaded.model.encode_image(batch.images.to(settings.device)).float(), dim=-1).cpu()
+        sums = sums if sums.shape[1] else torch.zeros(len(dataset.classes), features.shape[1])
+        sums.index_add_(0, batch.targets, features)
+    torch.save(F.normalize(sums, dim=1).T.contiguous(), args.output)
+    print(f"{args.output}: {tuple(sums.T.shape)} from {len(indices)} images")
+
+
+if __name__ == "__main__":
+    main()
