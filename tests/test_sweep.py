@@ -77,6 +77,13 @@ def test_outcomes_make_a_comparison_a_paired_one(world: World) -> None:
     assert "image by image (n = 24)" in text or "right on the same images (n = 24)" in text
 
 
+def test_outcomes_of_multilabel_data_are_refused_in_one_line(world: World) -> None:
+    outcome = command("eval", *world.model, *world.labels, *FLAGS, "--save_outcomes", "--output", "r.json")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert "--save_outcomes: wds/labels has many labels" in outcome.err[0]
+    assert not list(Path().iterdir())
+
+
 def test_tune_prints_flags_that_eval_takes_and_what_to_expect(world: World) -> None:
     outcome = command("tune", *world.model, *world.things, *FLAGS, "--max_drop", 100, "--strategies", "tome", "--quiet")
     assert outcome.code == 0, outcome.err

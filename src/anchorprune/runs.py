@@ -53,6 +53,8 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
             loaded = None  # frees the last model before the next one is loaded
             loaded, loaded_name = load(args, run, settings), (run.model, run.pretrained)
         dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
+        if args.save_outcomes and dataset.multilabel:
+            raise UserError(f"--save_outcomes: {run.dataset} has many labels an image, neither right nor wrong")
         found = evaluate(loaded, dataset, strategy, settings, extract_attention=run.attention_output is not None)
         result = result_of(args, run, found.result, config_hash)
         if args.dump_classnames and dataset.classes:
