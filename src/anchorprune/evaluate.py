@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,16 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 import anchorprune
 from anchorprune.attention import get_vision_attention
-from anchorprune.cost import clock, image_tower_flops, peak_memory_mb, reset_peak_memory
+from anchorprune.cost import peak_memory_mb, reset_peak_memory
 from anchorprune.datasets import EvalDataset
 from anchorprune.datasets.sampling import Batch, choose, loader
+from anchorprune.encoding import Encoder, EncodersInTurns, flops_of
 from anchorprune.errors import UserError
-from anchorprune.pruning import Pruning, prune
+from anchorprune.outcomes import Outcomes
+from anchorprune.pruning import Pruning
 from anchorprune.strategies.base import Strategy
 from anchorprune.tasks import zeroshot_classification
 from anchorprune.towers.base import LoadedModel
@@ -101,17 +101,13 @@ class Evaluation:
     Attributes:
         strategy: None for the unpruned model.
         result: the parts of a result that it knows.
-        keys: of the images that could be read, as the data set names them.
-        targets, predictions: of these, in their order: `[n]`, true and best class; targets `[n, classes]` of 0 and 1
-            for multi-label data.
+        outcomes: what became of each image that could be read, in order; where it was asked for.
         attention: where it was asked for.
     """
 
     strategy: Strategy | None
     result: dict[str, Any]
-    keys: list[str]
-    targets: Tensor
-    predictions: Tensor
+    outcomes: Outcomes | None = None
     attention: Attention | None = None
 
 
@@ -121,6 +117,7 @@ def evaluate(
     strategy: Strategy | None,
     settings: Settings,
     *,
+    keep_outcomes: bool = False,
     extract_attention: bool = False,
 ) -> Evaluation:
     """Zero-shot classification of `dataset` with the model, pruned by `strategy` or not at all.
@@ -130,7 +127,9 @@ def evaluate(
     Raises:
         UserError: a data set without class names or prompts, an unreadable image, a classifier that does not fit.
     """
-    (found,) = evaluate_all(loaded, dataset, [strategy], settings, extract_attention=extract_attention)
+    (found,) = evaluate_all(
+        loaded, dataset, [strategy], settings, keep_outcomes=keep_outcomes, extract_attention=extract_attention
+    )
     return found
 
 
@@ -140,15 +139,17 @@ def evaluate_all(
     strategies: Sequence[Strategy | None],
     settings: Settings,
     *,
+    keep_outcomes: bool = False,
     extract_attention: bool = False,
     indices: Sequence[int] | None = None,
 ) -> list[Evaluation]:
     """`evaluate` for many strategies in one pass over the data: each image is decoded once.
 
-    Batch by batch all strategies take turns, each round starting with another one, so that what else the machine does
-    slows all of them.
+    Batch by batch all strategies take turns. With None among them, the blocks before the first that a strategy prunes
+    run once for all (`encoding.UnprunedBlocks`); its metrics are those of `evaluate` with it alone.
 
     Args:
+        keep_outcomes: of single-label data, for `Evaluation.outcomes`; memory then grows with the images.
         indices: images of the data set; None: those that `settings.limit` and `settings.seed` choose.
     """
     if dataset.classes is None:
@@ -156,30 +157,30 @@ def evaluate_all(
     if indices is None:
         indices = choose(dataset.keys, settings.limit, settings.seed)
     model = loaded.model
-    dense_flops = _flops(model)
+    dense_flops = flops_of(model)
     # Before the texts are encoded, because a strategy may be refused.
-    encoders = [_Encoder(model, strategy, settings, dense_flops) for strategy in strategies]
+    encoders = [Encoder(model, strategy, settings.device, settings.autocast, dense_flops) for strategy in strategies]
+    in_turns = EncodersInTurns(encoders)
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (13 times slower, torch 2.14).
     with torch.no_grad():
         reset_peak_memory(settings.device)
         classifier = _classifier(loaded, dataset, settings).to(settings.device)
-        tasks = [zeroshot_classification.ZeroShot(classifier, dataset.multilabel) for _ in strategies]
+        tasks = [zeroshot_classification.ZeroShot(classifier, dataset.multilabel, keep_outcomes) for _ in strategies]
         bad: set[str] = set()
-        for number, batch in enumerate(_batches(dataset, indices, settings)):
+        for batch in _batches(dataset, indices, settings):
             bad.update(key for key, _ in batch.bad)
             if batch.images is None:
                 continue
             images = batch.images.to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
-            for turn in range(len(strategies)):
-                i = (number + turn) % len(strategies)
-                tasks[i].update(encoders[i](images), batch.targets)
+            for i, features in in_turns(images):
+                tasks[i].update(features, batch.targets)
         if not encoders[0].images:
             raise UserError(f"--dataset {dataset.name}: no image of it can be read")
         attention = _attention(model, dataset, indices, settings, encoders[0]) if extract_attention else None
     if settings.save_clf:  # last, so that bad input leaves no file behind
         _save(classifier, settings.save_clf)
 
-    keys = [dataset.keys[i] for i in indices if dataset.keys[i] not in bad]
+    keys = [dataset.keys[i] for i in indices if dataset.keys[i] not in bad] if keep_outcomes else []
     memory = peak_memory_mb(settings.device) if len(strategies) == 1 else None
     found = []
     for encoder, task in zip(encoders, tasks, strict=True):
@@ -201,17 +202,9 @@ def evaluate_all(
             "model_options": loaded.options,
             "environment": environment(settings),
         }
-        targets, predictions = torch.cat(task.targets), torch.cat(task.predictions)
-        found.append(Evaluation(encoder.strategy, result, keys, targets, predictions, attention))
+        outcomes = Outcomes(tuple(keys), *task.outcomes()) if keep_outcomes else None  # type: ignore[arg-type]
+        found.append(Evaluation(encoder.strategy, result, outcomes, attention))
     return found
-
-
-def _flops(model: Any) -> int | None:
-    """None for a tower that anchorprune does not know; unpruned it can be evaluated all the same."""
-    try:
-        return image_tower_flops(model)
-    except UserError:
-        return None
 
 
 def environment(settings: Settings) -> dict[str, Any]:
@@ -236,39 +229,6 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-class _Encoder:
-    """Encodes batches with one strategy, or none, and keeps the time that it took."""
-
-    def __init__(self, model: Any, strategy: Strategy | None, settings: Settings, dense_flops: int | None) -> None:
-        self.model, self.strategy, self.settings = model, strategy, settings
-        self.pruning = prune(model, strategy) if strategy else None
-        with self.pruning or nullcontext():
-            self.flops = _flops(model) if strategy else dense_flops
-        if self.flops is not None and dense_flops is not None and self.flops > dense_flops:
-            warnings.warn(
-                f"this budget costs {self.flops / 2e9:.2f} GMACs, selection included, more than the "
-                f"{dense_flops / 2e9:.2f} of not pruning: lower it",
-                stacklevel=2,
-            )
-        self.images = 0
-        self._seconds: list[tuple[int, float]] = []
-
-    def __call__(self, images: Tensor) -> Tensor:
-        settings = self.settings
-        with self.pruning or nullcontext(), settings.autocast():
-            start = clock(settings.device)
-            features = self.model.encode_image(images)
-            self._seconds.append((len(images), clock(settings.device) - start))
-        self.images += len(images)
-        return F.normalize(features.float(), dim=-1)
-
-    @property
-    def images_per_second(self) -> float:
-        """Of the encoder alone: no decoding, no copying. Without the first batch, which also pays for warming up."""
-        timed = self._seconds[1:] or self._seconds
-        return sum(n for n, _ in timed) / sum(seconds for _, seconds in timed)
 
 
 def _batches(dataset: EvalDataset, indices: Sequence[int], settings: Settings) -> Iterator[Batch]:
@@ -315,7 +275,7 @@ def _pruning_record(pruning: Pruning | None) -> dict[str, Any] | None:
 
 
 def _attention(
-    model: Any, dataset: EvalDataset, indices: Sequence[int], settings: Settings, encoder: _Encoder
+    model: Any, dataset: EvalDataset, indices: Sequence[int], settings: Settings, encoder: Encoder
 ) -> Attention:
     """The attention of the first `attention_images` images that can be read, in half precision."""
     wanted, images = settings.attention_images, []

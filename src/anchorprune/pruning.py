@@ -271,6 +271,11 @@ class Pruning:
             self.record = record
 
     @property
+    def first_block(self) -> int:
+        """The first block, counted from 1, that the strategy acts in; the tower's last where it acts in none."""
+        return self._first
+
+    @property
     def _drops(self) -> bool:
         patches = self._tower.num_patches
         return any(count < patches for count in self.strategy.schedule(patches, len(self._tower.blocks)).values())

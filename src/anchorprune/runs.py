@@ -55,7 +55,14 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
         dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
         if args.save_outcomes and dataset.multilabel:
             raise UserError(f"--save_outcomes: {run.dataset} has many labels an image, neither right nor wrong")
-        found = evaluate(loaded, dataset, strategy, settings, extract_attention=run.attention_output is not None)
+        found = evaluate(
+            loaded,
+            dataset,
+            strategy,
+            settings,
+            keep_outcomes=args.save_outcomes,
+            extract_attention=run.attention_output is not None,
+        )
         result = result_of(args, run, found.result, config_hash)
         if args.dump_classnames and dataset.classes:
             result["classnames"] = dataset.classes
@@ -201,10 +208,8 @@ def check_tower(model: str, strategy: Strategy | None, target_gmacs: float | Non
 
 def save_outcomes(found: Evaluation, output: StrPath) -> None:
     """Write what each image was taken for beside the result at `output`."""
-    outcomes.write(
-        outcomes.Outcomes(tuple(found.keys), found.targets.numpy(), found.predictions.numpy()),
-        outcomes.path_for(output),
-    )
+    assert found.outcomes is not None
+    outcomes.write(found.outcomes, outcomes.path_for(output))
 
 
 def _check_output(flag: str, path: str) -> None:

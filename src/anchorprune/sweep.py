@@ -150,7 +150,7 @@ def evaluate_ways(
     if dataset.multilabel:
         raise UserError(f"--dataset {run.dataset}: {args.which} compares accuracies, and this data set has many labels")
     strategies = [strategy for way in ways for strategy in (way.strategies or (None,))]
-    found = iter(evaluate_all(loaded, dataset, strategies, settings, indices=indices))
+    found = iter(evaluate_all(loaded, dataset, strategies, settings, keep_outcomes=True, indices=indices))
     return [[next(found) for _ in way.strategies or (None,)] for way in ways]
 
 
@@ -196,7 +196,8 @@ def measured(
 
 def share_right(found: Sequence[Evaluation]) -> list[float]:
     """For each image the share of the draws that got it right."""
-    return [fmean(image) for image in zip(*((one.predictions == one.targets).tolist() for one in found), strict=True)]
+    right = [one.outcomes.right.tolist() for one in found if one.outcomes]
+    return [fmean(image) for image in zip(*right, strict=True)]
 
 
 def command(args: argparse.Namespace, way: Way) -> str:

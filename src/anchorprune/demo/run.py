@@ -158,13 +158,19 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
             bar.set_description(way.short)
             each = []
             for strategy, file in zip(way.strategies(), way.files(), strict=True):
-                each.append(evaluate(loaded, dataset, strategy, settings))
+                each.append(evaluate(loaded, dataset, strategy, settings, keep_outcomes=True))
                 config_hash = results.config_hash(config_of(args, run, strategy, settings))
                 result = result_of(args, run, each[-1].result, config_hash)
                 results.write(result, folder / file)
                 each[-1].result = result
                 bar.update(len(indices))
-            found.append(Found(way, [one.result for one in each], [one.predictions.tolist() for one in each]))
+            found.append(
+                Found(
+                    way,
+                    [one.result for one in each],
+                    [one.outcomes.predictions.tolist() for one in each if one.outcomes],
+                )
+            )
         bar.set_description("timing, in turns")
         batch = torch.stack([dataset.items[i][0] for i in indices[:TIMED]]).to(settings.device)
         states = [_state(prune, loaded.model, way.strategies()[0]) for way in WAYS]

@@ -88,18 +88,19 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
 class ZeroShot:
     """The metrics of image features against a classifier, batch by batch.
 
-    Attributes:
-        predictions: the best class of each image, batch by batch.
-        targets: as they came in, batch by batch.
+    What it holds does not grow with the images, unless their outcomes are kept or the data is multi-label, whose
+    metric ranks all images by each class.
     """
 
-    def __init__(self, classifier: Tensor, multilabel: bool) -> None:
-        """`classifier [D, classes]`."""
-        self.classifier, self.multilabel = classifier, multilabel
-        self.predictions: list[Tensor] = []
-        self.targets: list[Tensor] = []
-        self._hits1 = self._hits5 = 0
-        self._scores: list[Tensor] = []  # of multi-label data, whose ranks need all scores at once
+    def __init__(self, classifier: Tensor, multilabel: bool, keep_outcomes: bool = False) -> None:
+        """`classifier [D, classes]`; `keep_outcomes` for `outcomes`, of single-label data."""
+        self.classifier, self.multilabel, self.keep_outcomes = classifier, multilabel, keep_outcomes
+        self._hits5 = 0
+        self._seen = torch.zeros(classifier.shape[1], dtype=torch.long)  # images of each class
+        self._recalled = torch.zeros_like(self._seen)  # and those of them that were given it
+        self._targets: list[Tensor] = []
+        self._predictions: list[Tensor] = []
+        self._scores: list[Tensor] = []
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Take a batch.
@@ -118,31 +119,37 @@ class ZeroShot:
             )
         # In float32 also under autocast: in bfloat16 the logits of close classes tie.
         logits = (100.0 * features.float() @ self.classifier).cpu()
-        self.predictions.append(logits.argmax(dim=1))
-        self.targets.append(targets.cpu())
+        targets = targets.cpu()
         if self.multilabel:
+            self._targets.append(targets)
             self._scores.append(logits)
             return
-        hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == self.targets[-1][:, None]
-        self._hits1 += int(hit[:, 0].sum())
-        self._hits5 += int(hit.sum())
+        classes, best = logits.shape[1], logits.topk(min(5, logits.shape[1]), dim=1).indices
+        predictions = best[:, 0]
+        self._hits5 += int((best == targets[:, None]).sum())
+        self._seen += targets.bincount(minlength=classes)
+        self._recalled += targets[predictions == targets].bincount(minlength=classes)
+        if self.keep_outcomes:
+            self._targets.append(targets)
+            self._predictions.append(predictions)
+
+    def outcomes(self) -> tuple[Tensor, Tensor]:
+        """True and best class of each image, in the order in which they came, each `[n]`."""
+        return torch.cat(self._targets), torch.cat(self._predictions)
 
     def metrics(self) -> dict[str, float]:
         """Single-label: acc1, acc5 (NaN below 5 classes), mean_per_class_recall (over the classes that occur).
 
         Multi-label: mean_average_precision. All between 0 and 1.
         """
-        target = torch.cat(self.targets)
         if self.multilabel:
-            return {"mean_average_precision": _average_precision(torch.cat(self._scores), target.bool())}
-        classes = self.classifier.shape[1]
-        seen = target.bincount(minlength=classes)
-        recalled = target[torch.cat(self.predictions) == target].bincount(minlength=classes)
-        occurs = seen > 0
+            truth = torch.cat(self._targets).bool()
+            return {"mean_average_precision": _average_precision(torch.cat(self._scores), truth)}
+        images, occurs = int(self._seen.sum()), self._seen > 0
         return {
-            "acc1": self._hits1 / len(target),
-            "acc5": self._hits5 / len(target) if classes >= 5 else float("nan"),
-            "mean_per_class_recall": float((recalled[occurs].double() / seen[occurs]).mean()),
+            "acc1": int(self._recalled.sum()) / images,
+            "acc5": self._hits5 / images if len(self._seen) >= 5 else float("nan"),
+            "mean_per_class_recall": float((self._recalled[occurs].double() / self._seen[occurs]).mean()),
         }
 
 

@@ -1,0 +1,92 @@
+"""Many ways of pruning in one pass: what they share is computed once, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from conftest import TOKENS
+from test_pruning import SMALL
+from torch import Tensor
+
+from anchorprune.cost import image_tower_flops
+from anchorprune.encoding import Encoder, EncodersInTurns
+from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies.base import Strategy
+
+CPU = torch.device("cpu")
+WAYS: list[Strategy | None] = [
+    make_strategy("anchor", prune_layer=3, k_anchors=2, top_m=3),
+    None,
+    make_strategy("anchor", prune_layer=4, k_anchors=2, top_m=3),
+    make_strategy("tome", r=2),
+    make_strategy("random", prune_layers=(4,), keep_patches=(5,)),
+]
+
+
+def encoders(model: Any, ways: Sequence[Strategy | None]) -> list[Encoder]:
+    return [Encoder(model, way, CPU, nullcontext, image_tower_flops(model)) for way in ways]
+
+
+@torch.no_grad()
+def features_of(model: Any, ways: Sequence[Strategy | None], images: Tensor) -> list[Tensor]:
+    """In two batches; with one image the FLOPs are counted."""
+    in_turns = EncodersInTurns(encoders(model, ways))
+    batches = [dict(in_turns(batch)) for batch in (images[:2], images[2:])]
+    return [torch.cat([batch[i] for batch in batches]) for i in range(len(ways))]
+
+
+def test_together_they_give_what_each_gives_alone(clip: open_clip.CLIP, images: Tensor) -> None:
+    together = features_of(clip, WAYS, images)
+    for way, features in zip(WAYS, together, strict=True):
+        assert torch.equal(features, features_of(clip, [way], images)[0])
+    assert torch.equal(together[1], features_of(clip, [None], images)[0])  # and the model is left unpruned
+
+
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_every_strategy_can_go_on_from_the_unpruned_blocks(clip: open_clip.CLIP, images: Tensor, name: str) -> None:
+    way = make_strategy(name, **SMALL[name])
+    assert torch.equal(features_of(clip, [way, None], images)[0], features_of(clip, [way], images)[0])
+
+
+def test_each_unpruned_block_runs_once_a_batch(
+    clip: open_clip.CLIP, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: Counter[tuple[int, int]] = Counter()
+    blocks = list(clip.visual.transformer.resblocks)
+    own = type(blocks[0]).forward
+
+    def counted(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.shape[1] == TOKENS and len(x) > 1:
+            runs[blocks.index(block) + 1, len(x)] += 1
+        return own(block, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(blocks[0]), "forward", counted)
+    inputs = [way for way in WAYS if way is None or way.acts == "input"]
+    features_of(clip, inputs, images)
+    assert runs == Counter({(block, batch): 1 for block in range(1, 5) for batch in (2, 4)})
+
+
+def test_a_way_counts_with_the_time_of_the_blocks_that_it_shares(
+    clip: open_clip.CLIP, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that ticks once for each block that runs."""
+    time = 0.0
+
+    def tick(*_: Any) -> None:
+        nonlocal time
+        time += 1
+
+    for block in clip.visual.transformer.resblocks:
+        block.register_forward_pre_hook(tick)
+    monkeypatch.setattr("anchorprune.encoding.clock", lambda device: time)
+    every = encoders(clip, WAYS)
+    time = 0.0
+    for _ in range(3):
+        dict(EncodersInTurns(every)(images))
+    assert all(encoder.images_per_second == pytest.approx(len(images) / 4) for encoder in every)
