@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never reaches for a hub
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="anchorprune-tests-")  # nor for what somebody computed before
 
 import open_clip
 import pytest

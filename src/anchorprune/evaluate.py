@@ -26,6 +26,7 @@ from anchorprune.outcomes import Outcomes
 from anchorprune.pruning import Pruning
 from anchorprune.strategies.base import Strategy
 from anchorprune.tasks import zeroshot_classification
+from anchorprune.texts import cached, classifier_key
 from anchorprune.towers.base import LoadedModel
 
 # What autocast or the weights compute in, by the names that open_clip gives precisions.
@@ -48,6 +49,7 @@ class Settings:
     load_clfs: tuple[str, ...] = ()
     save_clf: str | None = None
     attention_images: int = 8
+    cache_dir: str | None = None  # where classifiers made of texts are kept; None: nowhere
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision not in AUTOCAST:
@@ -256,10 +258,16 @@ def _classifier(loaded: LoadedModel, dataset: EvalDataset, settings: Settings) -
             f"--dataset {dataset.name}: has no prompts (zeroshot_classification_templates.txt); "
             "give --custom_template_file"
         )
-    with settings.autocast():
-        return zeroshot_classification.build_classifier(
-            loaded.model, loaded.tokenizer, dataset.classes, dataset.templates, settings.device
-        )
+    texts = (dataset.classes, dataset.templates)
+
+    def build() -> Tensor:
+        with settings.autocast():
+            return zeroshot_classification.build_classifier(loaded.model, loaded.tokenizer, *texts, settings.device)
+
+    if not settings.cache_dir:
+        return build()
+    key = classifier_key(loaded.model, loaded.tokenizer, *texts, f"{settings.dtype} {settings.device.type}")
+    return cached(os.path.join(settings.cache_dir, "classifiers"), key, build)
 
 
 def _pruning_record(pruning: Pruning | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from typing import Any
 
 from anchorprune.errors import UserError
@@ -84,7 +85,18 @@ def add_running_flags(parser: argparse._ActionsContainer) -> None:
         choices=["amp", "amp_bf16", "fp32", "bf16", "fp16"],
         help="amp: autocast, bfloat16 on a CPU and float16 on CUDA (the default); bf16, fp16: weights too",
     )
+    add(
+        "--clf_cache",
+        default=default_cache(),
+        metavar="DIR",
+        help="where classifiers made of texts are kept for the next run; '' for nowhere (default: %(default)s)",
+    )
     add("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
+
+
+def default_cache() -> str:
+    """`anchorprune` in the user's cache folder."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "anchorprune")
 
 
 def add_eval_flags(parser: argparse._ActionsContainer) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anchorprune.errors import UserError
+from anchorprune.texts import encode_texts
 
 Templates = Sequence[str] | dict[str, list[str]]
 
@@ -49,11 +50,8 @@ def build_classifier(
             raise UserError(f"no prompts for class {name!r}: add it to the templates file")
         prompts += own
         counts.append(len(own))
-    embedded = []
-    for start in range(0, len(prompts), batch_size):
-        texts = tokenizer(prompts[start : start + batch_size]).to(device)
-        embedded.append(F.normalize(model.encode_text(texts).float(), dim=-1))
-    means = [of_class.mean(dim=0) for of_class in torch.cat(embedded).split(counts)]
+    embedded = encode_texts(model, tokenizer(prompts), device, batch_size)
+    means = [of_class.mean(dim=0) for of_class in embedded.split(counts)]
     return F.normalize(torch.stack(means, dim=1), dim=0)
 
 

@@ -1,0 +1,121 @@
+"""Texts through the text tower, without the padding where that is exact; and classifiers kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Changes when other numbers would be computed for the same key.
+_VERSION = 1
+
+
+@torch.no_grad()
+def encode_texts(model: Any, tokens: Tensor, device: torch.device, batch_size: int = 256) -> Tensor:
+    """Normalised embeddings `[texts, D]`, float32, of `tokens` `[texts, length]`.
+
+    Texts of like length go through the tower together, cut behind the last token that any of them is read at: with a
+    causal mask nothing before it looks further. Towers that are not causal get all of it.
+    """
+    tower = _causal_tower(model)
+    lengths = _lengths(tower, tokens) if tower is not None else torch.full((len(tokens),), tokens.shape[1])
+    order = lengths.argsort(stable=True)
+    encoded = []
+    for batch in order.split(batch_size):
+        longest = int(lengths[batch].max())
+        with _cut_to(tower, longest):
+            features = model.encode_text(tokens[batch, :longest].to(device))
+        encoded.append(F.normalize(features.float(), dim=-1))
+    return torch.cat(encoded)[order.argsort().to(device)]
+
+
+def _causal_tower(model: Any) -> Any | None:
+    """The module that adds positions and masks in open_clip's text towers; None for one that must see the padding."""
+    tower = getattr(model, "text", model)
+    mask, positions = getattr(tower, "attn_mask", None), getattr(tower, "positional_embedding", None)
+    if not isinstance(mask, Tensor) or not isinstance(positions, nn.Parameter) or mask.dim() != 2:
+        return None
+    if getattr(tower, "cls_emb", None) is not None or _pool_type(tower) not in ("argmax", "eos"):
+        return None
+    above = torch.ones_like(mask, dtype=torch.bool).triu(1)
+    causal = positions.shape[0] == mask.shape[0] and bool((mask[above] == -torch.inf).all())
+    return tower if causal else None
+
+
+def _pool_type(tower: Any) -> str:
+    return str(getattr(tower, "text_pool_type", getattr(tower, "pool_type", "")))
+
+
+def _lengths(tower: Any, tokens: Tensor) -> Tensor:
+    """How many tokens of each text have a say: up to the one that the tower reads."""
+    if _pool_type(tower) == "eos":
+        end: int = getattr(tower, "text_eos_id", None) or tower.eos_id
+        return tokens.eq(end).int().argmax(dim=1) + 1
+    return tokens.argmax(dim=1) + 1
+
+
+@contextmanager
+def _cut_to(tower: Any | None, length: int) -> Iterator[None]:
+    """The tower for texts of `length` tokens."""
+    if tower is None:
+        yield
+        return
+    positions, mask = tower.positional_embedding, tower.attn_mask
+    tower._parameters["positional_embedding"] = nn.Parameter(positions[:length], requires_grad=False)
+    tower._buffers["attn_mask"] = mask[:length, :length]
+    try:
+        yield
+    finally:
+        tower._parameters["positional_embedding"], tower._buffers["attn_mask"] = positions, mask
+
+
+def cached(folder: str, key: str, build: Callable[[], Tensor]) -> Tensor:
+    """What `build` gives, kept in `folder` under `key`.
+
+    Where nothing can be written or read there, it is built all the same.
+    """
+    file = Path(folder) / f"{key}.pt"
+    with suppress(Exception):  # not there, damaged, not ours to read: torch.load raises half a dozen kinds
+        kept = torch.load(file, map_location="cpu", weights_only=True)
+        if isinstance(kept, Tensor) and kept.dim() == 2 and kept.dtype == torch.float32:
+            return kept
+    built = build()
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with suppress(OSError, RuntimeError):  # torch.save raises RuntimeError for a folder that is not there
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(built.cpu(), unfinished)
+            os.replace(unfinished, file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return built
+
+
+def classifier_key(
+    model: Any,
+    tokenizer: Callable[[list[str]], Tensor],
+    classes: Sequence[str],
+    templates: Sequence[str] | dict[str, list[str]],
+    precision: str,
+) -> str:
+    """A name for the classifier of these texts by this text tower: of its weights, not of what they are called."""
+    digest = hashlib.sha256()
+    prompts = templates if isinstance(templates, dict) else list(templates)
+    digest.update(json.dumps([_VERSION, torch.__version__, precision, list(classes), prompts]).encode())
+    digest.update(tokenizer(list(classes)).numpy().tobytes())  # two vocabularies would differ here
+    for name, part in model.named_children():
+        if name != "visual":
+            digest.update(f"{name} {part}".encode())  # its layers and their options, the activation among them
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("visual."):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
