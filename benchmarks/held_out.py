@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 
 from anchorprune import results
@@ -20,7 +21,7 @@ from anchorprune.datasets import open_dataset
 from anchorprune.datasets.sampling import choose
 from anchorprune.report.frontier import as_text
 from anchorprune.report.stats import bootstrap_difference
-from anchorprune.runs import check, source_of
+from anchorprune.runs import check, check_tower, source_of
 from anchorprune.sweep import UNPRUNED, evaluate_ways, measured, share_right, single_run, ways_of, write
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     args.argv = sys.argv[1:]
     run = single_run(args)
     check(args, [run], None)
-    ways = [UNPRUNED, *ways_of(args.strategies, args.targets, run.model)]
+    ways = [UNPRUNED, *ways_of(args.strategies, args.targets, partial(check_tower, run.model))]
 
     keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
     half = [i for i, key in enumerate(keys) if even(key) == (args.part == "search")]

@@ -135,6 +135,18 @@ def test_help_imports_no_torch(line: str) -> None:
     assert ended.stdout.startswith("anchorprune" if line == "--version" else "usage: anchorprune")
 
 
+def test_eval_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    flags = ["--model", "anchorprune-demo", "--pretrained", "bundled", "--dataset", "bundled", "--limit", "2"]
+    code = (
+        "import sys\nimport open_clip\nbefore = set(sys.modules)\nfrom anchorprune.cli import main\ncode = main()\n"
+        "idle = {'matplotlib', 'clip_benchmark', 'sklearn', 'scipy', 'pandas', 'webdataset', 'anchorprune.report.png',"
+        " 'anchorprune.demo.run', 'anchorprune.sweep', 'anchorprune.compare', 'torch._inductor'}\n"
+        "came = idle & (set(sys.modules) - before)\nsys.exit(f'imported {came}' if came else code)"
+    )
+    ended = run("-c", code, "eval", *flags, "--num_workers", "0", "--output", str(tmp_path / "r.json"))
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_help_takes_less_than_a_second() -> None:
     def used() -> float:  # of processor time, so that a busy machine does not count
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,4 @@
-"""The command line: `anchorprune eval | build | compare | sweep | tune | strategies | demo`.
+"""The command line: `anchorprune eval | build | compare | sweep | tune | speed | strategies | demo`.
 
 Importing it, and `--help`, import no torch. The flags that several commands share are in `options.py`.
 """
@@ -104,6 +104,12 @@ def _tune(args: argparse.Namespace) -> None:
     run_tune(args)
 
 
+def _speed(args: argparse.Namespace) -> None:
+    from anchorprune.speed import run_speed
+
+    run_speed(args)
+
+
 def _strategies(args: argparse.Namespace) -> None:
     from anchorprune.listing import listing
 
@@ -122,6 +128,7 @@ COMMANDS = {
     "compare": _compare,
     "sweep": _sweep,
     "tune": _tune,
+    "speed": _speed,
     "strategies": _strategies,
     "demo": _demo,
 }
@@ -157,6 +164,10 @@ def build_parser() -> Parser:
     tune = commands.add_parser("tune", help="find the pruning that your accuracy or speed allows, on part of your data")
     options.add_tune_flags(tune)
     tune.set_defaults(which="tune", parser=tune, **options.NOT_ASKED)
+
+    speed = commands.add_parser("speed", help="time the image tower, dense and pruned in turns, beside its FLOPs")
+    options.add_speed_flags(speed)
+    speed.set_defaults(which="speed", parser=speed)
 
     strategies = commands.add_parser("strategies", help="list the strategies with their fields")
     strategies.set_defaults(which="strategies", parser=strategies)

@@ -64,8 +64,8 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def time_in_turns(
-    states: Sequence[Callable[[], AbstractContextManager[Any]]],
-    work: Callable[[], object],
+    states: Sequence[AbstractContextManager[Any]],
+    work: Callable[[Any], object],
     device: torch.device,
     repeats: int = 5,
 ) -> list[list[float]]:
@@ -76,7 +76,9 @@ def time_in_turns(
     other round runs backwards. Run `work` before, so that it is warm.
 
     Args:
-        states: give the context to work in, such as `lambda: prune(model, strategy)`; entering it is not timed.
+        states: contexts to work in that can be entered again and again, such as the handle of `prune`; entering one is
+            not timed.
+        work: gets what entering gave.
 
     Returns:
         One list of `repeats` numbers for each state.
@@ -85,9 +87,9 @@ def time_in_turns(
     for repeat in range(repeats):
         order = range(len(states))
         for i in order if repeat % 2 == 0 else reversed(order):
-            with states[i]():
+            with states[i] as entered:
                 start = clock(device)
-                work()
+                work(entered)
                 seconds[i].append(clock(device) - start)
     return seconds
 

@@ -57,6 +57,11 @@ class Settings:
         return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
 
     @property
+    def weights(self) -> str:
+        """What the weights are held in, by open_clip's name."""
+        return self.precision if self.precision in WEIGHTS else "fp32"
+
+    @property
     def dtype(self) -> str:
         """What matrix products are computed in, for the record."""
         if self.precision in WEIGHTS:

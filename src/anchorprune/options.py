@@ -14,6 +14,7 @@ from anchorprune.errors import UserError
 from anchorprune.strategies import registry
 from anchorprune.tasks import TASKS
 
+PRECISIONS = ("amp", "amp_bf16", "fp32", "bf16", "fp16")
 # clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`planning.plan_runs`).
 DEFAULT_OUTPUT = "{dataset}_{pretrained}_{model}_{language}_{task}.json"
 
@@ -82,7 +83,7 @@ def add_running_flags(parser: argparse._ActionsContainer) -> None:
     add(
         "--precision",
         default=None,
-        choices=["amp", "amp_bf16", "fp32", "bf16", "fp16"],
+        choices=PRECISIONS,
         help="amp: autocast, bfloat16 on a CPU and float16 on CUDA (the default); bf16, fp16: weights too",
     )
     add(
@@ -181,6 +182,47 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--out", metavar="DIR", default="anchorprune-sweep", help="folder for the results (%(default)s)")
     add_source_flags(parser)
     add_running_flags(parser)
+
+
+def add_speed_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `speed`."""
+    add = parser.add_argument
+    add("--model", default="ViT-B-32-quickgelu", help="open_clip model")
+    add("--pretrained", default="", help="tag or checkpoint file (default: random weights, time depends on none)")
+    add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
+    add(
+        "--strategies",
+        nargs="+",
+        metavar="SPEC",
+        default=None,
+        help="names, or names with flags in quotes such as 'anchor --prune_layer 6' (default: the recommended one, "
+        "tome, anchor)",
+    )
+    add(
+        "--target_gmacs",
+        dest="targets",
+        nargs="+",
+        type=float,
+        metavar="X",
+        default=None,
+        help="solve each strategy's budget for each of these; without it the budgets are taken as they are",
+    )
+    add("--batch_size", dest="batch_sizes", nargs="+", type=int, default=[1, 16], help="default: 1 16")
+    add("--repeats", type=int, default=20, help="times that each is run, all in turns (default: %(default)s)")
+    add(
+        "--compile",
+        nargs="?",
+        const="default",
+        default=None,
+        choices=["default", "reduce-overhead", "max-autotune"],
+        help="time the tower under torch.compile, in one full graph; reduce-overhead: CUDA graphs",
+    )
+    add("--out", metavar="DIR", default="anchorprune-speed", help="folder for speed.json and speed.png (%(default)s)")
+    add("--no_amp", action="store_false", dest="amp", default=True, help="no mixed precision: float32")
+    add("--seed", default=0, type=int, help="of the random images")
+    add("--device", default=None, help="cpu, cuda, cuda:1, mps … (default: cuda where there is one)")
+    add("--precision", default=None, choices=PRECISIONS, help="as in eval")
+    add("--quiet", dest="verbose", action="store_false", help="print nothing but warnings and errors")
 
 
 def add_tune_flags(parser: argparse.ArgumentParser) -> None:

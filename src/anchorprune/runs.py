@@ -18,6 +18,8 @@ from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import Strategy
 
 if TYPE_CHECKING:
+    import torch
+
     from anchorprune.evaluate import Evaluation, Settings
     from anchorprune.towers.base import LoadedModel
 
@@ -145,8 +147,7 @@ def check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) 
             raise UserError(f"--{flag} {value}: must be 1 or more")
     if args.num_workers < 0:
         raise UserError(f"--num_workers {args.num_workers}: must be 0 (no worker processes) or more")
-    if not args.amp and args.precision not in (None, "fp32"):
-        raise UserError(f"--precision {args.precision}: contradicts --no_amp, which means fp32; give one of them")
+    precision_of(args)
     for path in args.load_clfs:
         if not os.path.isfile(path):
             raise UserError(f"--load_clfs {path}: no such file")
@@ -225,18 +226,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     from anchorprune.evaluate import Settings
 
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if args.distributed and name == "cuda":
-        name = f"cuda:{local_rank()}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: is not to be had here ({str(error).splitlines()[0][:100]})") from error
     torch.manual_seed(args.seed)
     return Settings(
-        device=device,
-        precision=args.precision or ("amp" if args.amp else "fp32"),
+        device=device_of(args),
+        precision=precision_of(args),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         limit=args.limit,
@@ -250,6 +243,28 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
+def device_of(args: argparse.Namespace) -> torch.device:
+    """UserError for a device that is not to be had."""
+    import torch
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(args, "distributed", False) and name == "cuda":
+        name = f"cuda:{local_rank()}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: is not to be had here ({str(error).splitlines()[0][:100]})") from error
+    return device
+
+
+def precision_of(args: argparse.Namespace) -> str:
+    """UserError where --no_amp and --precision contradict each other."""
+    if not args.amp and args.precision not in (None, "fp32"):
+        raise UserError(f"--precision {args.precision}: contradicts --no_amp, which means fp32; give one of them")
+    return args.precision or ("amp" if args.amp else "fp32")
+
+
 def load(args: argparse.Namespace, run: Run, settings: Settings) -> LoadedModel:
     from anchorprune.towers import open_clip
 
@@ -258,7 +273,7 @@ def load(args: argparse.Namespace, run: Run, settings: Settings) -> LoadedModel:
         run.pretrained,
         cache_dir=args.model_cache_dir,
         device=settings.device,
-        precision=settings.precision if settings.precision in ("bf16", "fp16") else "fp32",
+        precision=settings.weights,
     )
 
 

@@ -7,8 +7,9 @@ import dataclasses
 import re
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     """
     run = single_run(args)
     check(args, [run], None)
-    ways = [UNPRUNED, *ways_of(args.strategies or list(registry()), args.targets, run.model)]
+    ways = [UNPRUNED, *ways_of(args.strategies or list(registry()), args.targets, partial(check_tower, run.model))]
     with results.folder("--out", args.out) as folder:
         for way in ways:
             say(args, f"{way.name} {way.flags}".rstrip())
@@ -97,8 +98,14 @@ def single_run(args: argparse.Namespace) -> Run:
     return runs[0]
 
 
-def ways_of(specs: Sequence[str], targets: Sequence[float] | None, model: str) -> list[Way]:
-    """The ways that `--strategies` asks for, each with every budget that `--target_gmacs` asks for."""
+def ways_of(
+    specs: Sequence[str], targets: Sequence[float] | None, solve: Callable[[Strategy, float | None], Any]
+) -> list[Way]:
+    """The ways that `--strategies` asks for, each with every budget that `--target_gmacs` asks for.
+
+    Args:
+        solve: gives the strategy with its budget for a target, or as it is for None; FieldError where it has none.
+    """
     ways = []
     for spec in specs:
         name, *flags = shlex.split(spec) or [""]
@@ -108,7 +115,7 @@ def ways_of(specs: Sequence[str], targets: Sequence[float] | None, model: str) -
         asked: Sequence[float | None] = targets or [None]
         for target in asked:
             try:
-                solved: Any = check_tower(model, strategy, target)
+                solved = solve(strategy, target)
             except FieldError as error:
                 if error.field != "target_gmacs":
                     raise

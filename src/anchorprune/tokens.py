@@ -60,20 +60,6 @@ class TokenPlan:
     sizes: Tensor | None = None
 
 
-def mean_attention(q: Tensor, k: Tensor) -> Tensor:
-    """A, the mean over heads of softmax(q kᵀ / √d).
-
-    Args:
-        q, k: `[B, H, N, d]`.
-
-    Returns:
-        `[B, N, N]`; row = the token that looks, column = the token looked at. float32 (float64 for float64 input).
-    """
-    heads, first = q.shape[1], head_attention(q[:, :1], k[:, :1])
-    # Head by head: all heads at once would need H times the memory, more than the fused attention of a whole block.
-    return sum((head_attention(q[:, h : h + 1], k[:, h : h + 1]) for h in range(1, heads)), first).squeeze(1) / heads
-
-
 def head_attention(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √d + mask) of each head, `[B, H, N, N]`, in float32 (float64 for float64 input).
 
@@ -89,8 +75,40 @@ def head_attention(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def cls_attention(q: Tensor, k: Tensor) -> Tensor:
-    """The attention that token 0 pays each token, mean over heads: row 0 of `mean_attention`, `[B, N]`."""
-    return head_attention(q[:, :, :1], k).mean(dim=1).squeeze(1)
+    """The attention that token 0 pays each token, mean over heads, `[B, N]`."""
+    return attention_from(q[:, :, :1], k)
+
+
+def attention_from(q: Tensor, k: Tensor) -> Tensor:
+    """The attention that each token gets from a few, mean over heads and over these, `[B, N]`.
+
+    Args:
+        q: `[B, H, M, d]`, the queries of the few.
+        k: `[B, H, N, d]`, the keys of all.
+    """
+    # Each sum along memory: those of equal tokens then are equal to the last bit.
+    return head_attention(q, k).permute(0, 3, 1, 2).flatten(2).contiguous().mean(dim=2)
+
+
+def attention_to(q: Tensor, k: Tensor, few: Tensor) -> Tensor:
+    """The attention that each token pays a few, mean over heads and over these, `[B, N]`; float32 or finer.
+
+    Fused attention with values that say who the few are: no N × N matrix is ever stored.
+
+    Args:
+        q, k: `[B, H, N, d]`.
+        few: `[B, M]`, indices into the N tokens.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    with outside_autocast(q):
+        q, k = at_least_float32(q), at_least_float32(k)
+        batch, heads, n, width = k.shape
+        values = k.new_zeros(batch, 1, n, width)
+        values[..., 0].scatter_(2, few.unsqueeze(1), 1 / few.shape[1])
+        paid: Tensor = F.scaled_dot_product_attention(q, k, values.expand(-1, heads, -1, -1))
+        return torch.mean(paid[..., 0].transpose(1, 2).contiguous(), dim=2)
 
 
 def key_directions(tokens: Tokens) -> Tensor:

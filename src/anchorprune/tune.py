@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, variance
 
 from anchorprune.budget import dense_gmacs
@@ -12,7 +13,7 @@ from anchorprune.datasets import open_dataset
 from anchorprune.datasets.sampling import choose
 from anchorprune.errors import FieldError
 from anchorprune.report.stats import Z95
-from anchorprune.runs import check, say, source_of
+from anchorprune.runs import check, check_tower, say, source_of
 from anchorprune.strategies import RECOMMENDED
 from anchorprune.sweep import UNPRUNED, Way, evaluate_ways, share_right, single_run, ways_of
 
@@ -49,7 +50,7 @@ def run_tune(args: argparse.Namespace) -> None:
     check(args, [run], None)
     dense = dense_gmacs(run.model)
     targets = [dense * share for share in SHARES]
-    ways = [UNPRUNED, *ways_of(args.strategies or [RECOMMENDED, "tome"], targets, run.model)]
+    ways = [UNPRUNED, *ways_of(args.strategies or [RECOMMENDED, "tome"], targets, partial(check_tower, run.model))]
 
     keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
     chosen = choose(keys, args.limit, args.seed)

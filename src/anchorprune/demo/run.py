@@ -8,7 +8,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,7 +176,7 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
         states = [_state(prune, loaded.model, way.strategies()[0]) for way in WAYS]
         with torch.inference_mode(), settings.autocast():
             before, start = waited_seconds(), time.perf_counter()
-            seconds = time_in_turns(states, lambda: loaded.model.encode_image(batch), settings.device, REPEATS)
+            seconds = time_in_turns(states, lambda _: loaded.model.encode_image(batch), settings.device, REPEATS)
             busy = (waited_seconds() - before) / (time.perf_counter() - start)
 
     all_tokens = find_tower(loaded.model).num_tokens
@@ -190,8 +190,12 @@ def _measure(args: argparse.Namespace, command: str, folder: Path, verbose: bool
     return page, "\n\n".join(filter(None, [as_text(rows), warning]))
 
 
-def _state(prune: Any, model: Any, strategy: Strategy | None) -> Callable[[], AbstractContextManager[Any]]:
-    return nullcontext if strategy is None else lambda: prune(model, strategy)
+def _state(prune: Any, model: Any, strategy: Strategy | None) -> AbstractContextManager[Any]:
+    if strategy is None:
+        return nullcontext()
+    pruning = prune(model, strategy)
+    pruning.restore()
+    return pruning
 
 
 def pick(truth: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[tuple[int, str]]:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.strategies.base import Strategy, option
-from anchorprune.tokens import TokenPlan, Tokens, at_least_float32, mean_attention, outside_autocast, top_indices
+from anchorprune.tokens import (
+    TokenPlan,
+    Tokens,
+    at_least_float32,
+    attention_from,
+    attention_to,
+    cls_attention,
+    outside_autocast,
+    top_indices,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,13 +142,14 @@ def _select(
 
     if num_prefix_tokens < 1:
         raise UserError("the described method picks its anchors by CLS attention: this tower has no CLS token")
-    attention = mean_attention(q, k)
-    patches = attention[:, num_prefix_tokens:, num_prefix_tokens:]  # [B, n, n], without prefix rows and columns
-    anchors = top_indices(attention[:, 0, num_prefix_tokens:], k_anchors)  # [B, k], counted among the patches
+    anchors = top_indices(cls_attention(q, k)[:, num_prefix_tokens:], k_anchors)  # [B, k], counted among the patches
 
-    batch, n = patches.shape[:2]
-    paid = patches if importance == "to_anchors" else patches.transpose(1, 2)
-    i = paid.gather(2, anchors.unsqueeze(1).expand(batch, n, -1)).mean(dim=2)
+    batch, tokens = x.shape[0], anchors + num_prefix_tokens
+    if importance == "to_anchors":
+        i = attention_to(q, k, tokens)
+    else:
+        i = attention_from(q.gather(2, tokens[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k)
+    i = i[:, num_prefix_tokens:]
     d = 1 - _closest_cosine(x[:, num_prefix_tokens:], anchors)
 
     if score_norm == "minmax":
@@ -148,8 +158,8 @@ def _select(
     score = score.scatter(1, anchors, -float("inf"))  # an anchor is no candidate
 
     prefix = torch.arange(num_prefix_tokens, device=x.device).expand(batch, -1)
-    anchors, selected = anchors + num_prefix_tokens, top_indices(score, top_m) + num_prefix_tokens
-    return torch.cat([prefix, anchors, selected], dim=1).sort(dim=1).values, anchors
+    selected = top_indices(score, top_m) + num_prefix_tokens
+    return torch.cat([prefix, tokens, selected], dim=1).sort(dim=1).values, tokens
 
 
 def _closest_cosine(x: Tensor, anchors: Tensor) -> Tensor:

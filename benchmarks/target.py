@@ -1,0 +1,24 @@
+"""What the benchmarks of `make bench` have in common: a ratio, its target, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+_missed: list[str] = []
+
+
+def hold(what: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+    """Print a measured value beside its target, and remember whether it missed it."""
+    if at_least is not None:
+        met, target = value >= at_least, f"at least {at_least:g}"
+    else:
+        assert at_most is not None
+        met, target = value <= at_most, f"at most {at_most:g}"
+    print(f"{'met   ' if met else 'MISSED'} {what}: {value:.3f} (target {target})", flush=True)
+    if not met:
+        _missed.append(what)
+
+
+def leave() -> None:
+    """End the program: exit code 1 where a target was missed."""
+    sys.exit(1 if _missed else 0)
