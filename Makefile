@@ -16,8 +16,17 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Each says whether it met its target; make goes on and fails at the end. With UPSTREAM=path/to/clip_benchmark (in an
+# environment of its own, see benchmarks/end_to_end.py) whole commands are timed too.
 bench: setup
-	$(BIN)/python benchmarks/encoder_speed.py
+	@failed=0; \
+	for script in start_up classifier_speed sweep_cost selection_cost encoder_speed; do \
+	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py || failed=1; \
+	done; \
+	if [ -n "$(UPSTREAM)" ]; then \
+	    echo "== end_to_end"; $(BIN)/python benchmarks/end_to_end.py --upstream "$(UPSTREAM)" || failed=1; \
+	fi; \
+	exit $$failed
 
 setup: $(VENV)/.installed
 

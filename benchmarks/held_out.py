@@ -34,7 +34,7 @@ def main() -> None:
     args.argv = sys.argv[1:]
     run = single_run(args)
     check(args, [run], None)
-    ways = [UNPRUNED, *ways_of(args.strategies, args.targets, partial(check_tower, run.model))]
+    ways = [UNPRUNED, *ways_of(args.strategies, args.targets, partial(check_tower, args.model_type, run.model))]
 
     keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
     half = [i for i, key in enumerate(keys) if even(key) == (args.part == "search")]

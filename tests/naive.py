@@ -54,7 +54,9 @@ def select(
     """Kept indices of one image: x `[N, D]`, q and k `[H, N, d]`."""
     a, rows = attention(q, k), x.double().tolist()
     patches = range(prefix, len(rows))
-    anchors = best({j: a[0][j] for j in patches}, k_anchors)
+    # Without a CLS token: by the attention that a patch gets from all tokens.
+    matters = {j: a[0][j] if prefix else sum(row[j] for row in a) / len(a) for j in patches}
+    anchors = best(matters, k_anchors)
     candidates = [i for i in patches if i not in anchors]
     if importance == "to_anchors":
         imp = {i: sum(a[i][j] for j in anchors) / k_anchors for i in candidates}

@@ -96,7 +96,7 @@ def process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         # what is not there yet
         (["--task", "linear_probe"], "--task linear_probe (dataset wds/three): not there yet; only zeroshot_class"),
         (["--dataset", "flickr8k"], "--task zeroshot_retrieval (dataset flickr8k): not there yet"),
-        (["--model_type", "ja_clip"], "--model_type ja_clip: not there yet; only open_clip is"),
+        (["--model_type", "ja_clip"], "--model_type ja_clip: not there yet; only open_clip and hf are"),
         # settings
         (["--batch_size", "0"], "--batch_size 0: must be 1 or more"),
         (["--limit", "0"], "--limit 0: must be 1 or more"),
@@ -214,7 +214,7 @@ def test_a_block_that_the_tower_does_not_have(world: World) -> None:
         (
             "cli-convnext",
             {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear"},
-            "TimmModel: ConvNeXt is convolutional and needs the whole grid of pixels",
+            "ConvNeXt of timm: it is convolutional and needs the whole grid of pixels",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from anchorprune import UserError, select_tokens_by_pruning
 @st.composite
 def problems(draw: st.DrawFn) -> dict:
     """Shapes, budget and fields of one call."""
-    prefix, patches = draw(st.integers(1, 3)), draw(st.integers(2, 20))
+    prefix, patches = draw(st.integers(0, 3)), draw(st.integers(2, 20))
     k_anchors = draw(st.integers(1, patches))
     return {
         "batch": draw(st.integers(1, 3)),
@@ -137,7 +137,6 @@ def test_alpha_one_ranks_by_importance_alone_and_alpha_zero_by_diversity_alone()
         ({"score_norm": "softmax"}, "score_norm='softmax'"),
         ({"importance": "anchors"}, "importance='anchors'"),
         ({"k_anchors": 5, "top_m": 5}, "only|more than the 9 patch tokens"),
-        ({"num_prefix_tokens": 0}, "no CLS token"),
     ],
 )
 def test_a_value_outside_its_range_is_named(wrong: dict, names: str) -> None:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anchorprune import UserError
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.max_min import distances, farthest_points
 from anchorprune.strategies.pitome import energy
@@ -161,13 +160,6 @@ def test_half_precision_is_scored_in_float32_under_autocast_too(name: str, dtype
         with torch.autocast("cpu", dtype=torch.bfloat16):
             plan = plan_of(name, problem, half)
         assert [read(plan, i) for i in range(2)] == [read(plan_of(name, problem, exact), i) for i in range(2)]
-
-
-@pytest.mark.parametrize("name", ["cls_attention", "evit"])
-def test_selecting_by_cls_attention_needs_a_cls_token(name: str) -> None:
-    q = torch.randn(1, 1, 5, 4)
-    with pytest.raises(UserError, match="this tower has no CLS token"):
-        make_strategy(name).plan(Tokens(torch.randn(1, 5, 4), 0, lambda: (q, q)), 3)
 
 
 # Farthest points.

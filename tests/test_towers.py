@@ -23,10 +23,11 @@ def timm_tower(name: str) -> TimmModel:
     ("tower", "says"),
     [
         (lambda: ModifiedResNet([1, 1, 1, 1], 16, 4, image_size=32, width=8), "it is a ResNet"),
-        (lambda: timm_tower("convnext_atto"), "ConvNeXt is convolutional"),
-        (lambda: timm_tower("resnet10t"), "ResNet is convolutional"),
-        (lambda: timm_tower("swin_tiny_patch4_window7_224"), "SwinTransformer attends within windows"),
-        (lambda: timm_tower("vit_tiny_patch16_224"), "VisionTransformer comes from timm.* not supported yet"),
+        (lambda: timm_tower("convnext_atto"), "ConvNeXt of timm: it is convolutional"),
+        (lambda: timm_tower("resnet10t"), "ResNet of timm: it is convolutional"),
+        (lambda: timm_tower("swin_tiny_patch4_window7_224"), "SwinTransformer of timm: it attends within windows"),
+        (lambda: timm_tower("vit_small_patch16_18x2_224"), "of timm: its blocks, .* are of a kind"),
+        (lambda: timm_tower("vit_relpos_small_patch16_224"), "of timm: it is no plain vision transformer"),
         (lambda: nn.Linear(3, 4), "Linear: it is no image tower that anchorprune knows"),
     ],
 )
@@ -111,8 +112,8 @@ def test_flops_of_a_pruned_tower_are_those_of_the_tokens_that_ran_and_of_the_sco
     with anchorprune.prune(visual, "anchor", k_anchors=anchors, top_m=4, prune_layer=3) as pruning:
         scored = image_tower_flops(visual)
         assert pruning.kept is None  # counting is no forward pass
-    # q and k of all tokens, their products, and the patches against the anchors
-    assert scored - pruned == 2 * (2 * n * width**2 + n**2 * width + patches * anchors * width)
+    # q and k of all tokens, their products, those of CLS once more, and the patches against the anchors
+    assert scored - pruned == 2 * (2 * n * width**2 + n**2 * width + n * width + patches * anchors * width)
 
 
 def test_flops_never_rise_as_the_budget_falls(visual: nn.Module) -> None:

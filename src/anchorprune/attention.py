@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anchorprune.masks import additive_mask, find_mask
+from anchorprune.masks import find_mask
 from anchorprune.pruning import active_pruning, forget_compiled_code
 from anchorprune.tokens import head_attention
 from anchorprune.towers import find_tower
@@ -39,10 +39,10 @@ def get_vision_attention(model: nn.Module, images: Tensor, *, dtype: torch.dtype
 
     def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = tower.tokens(args[0])
-        q, k = tower.query_key(block, x)
+        q, k = tower.query_key(block, x, kwargs)
         number = len(attention) + 1
         mask = find_mask(block, args, kwargs)
-        addend = None if mask is None else additive_mask(mask, len(x))
+        addend = None if mask is None else tower.mask_bias(block, mask, x)
         if pruning is not None and (sizes := pruning.size_bias(number)) is not None:
             addend = sizes if addend is None else addend + sizes
         attention.append(head_attention(q, k, addend).to(dtype))

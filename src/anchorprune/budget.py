@@ -10,7 +10,7 @@ from anchorprune.cost import image_tower_flops
 from anchorprune.errors import FieldError, UserError
 from anchorprune.pruning import prune
 from anchorprune.strategies.base import Strategy
-from anchorprune.towers import find_tower
+from anchorprune.towers import find_tower, skeleton
 
 
 def solve(model: nn.Module, strategy: Strategy, target_gmacs: float) -> Strategy:
@@ -51,14 +51,12 @@ def gmacs(model: nn.Module, strategy: Strategy) -> float:
             return image_tower_flops(model) / 2e9
 
 
-def dense_gmacs(model: str) -> float:
-    """The same of the unpruned image tower of an open_clip model, by its name.
+def dense_gmacs(model_type: str, model: str) -> float:
+    """The same of the unpruned image tower of a model by its name, as `--model_type` and `--model` give it.
 
     Raises:
         UserError: a model whose cost cannot be counted before it is loaded, or that cannot be pruned.
     """
-    from anchorprune.towers import open_clip
-
-    if (built := open_clip.skeleton(model)) is None:
+    if (built := skeleton(model_type, model)) is None:
         raise UserError(f"--model {model}: its cost cannot be counted before loading it")
     return image_tower_flops(built) / 2e9

@@ -66,6 +66,11 @@ class Encoder:
         return F.normalize(features.float(), dim=-1)
 
     @property
+    def seconds(self) -> float:
+        """All that encoding took."""
+        return sum(seconds for _, seconds in self._seconds)
+
+    @property
     def images_per_second(self) -> float:
         """Of the encoder alone: no decoding, no copying. Without the first batch, which also pays for warming up."""
         timed = self._seconds[1:] or self._seconds

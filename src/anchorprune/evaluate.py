@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 import anchorprune
 from anchorprune.attention import get_vision_attention
-from anchorprune.cost import peak_memory_mb, reset_peak_memory
+from anchorprune.cost import clock, peak_memory_mb, reset_peak_memory
 from anchorprune.datasets import EvalDataset
 from anchorprune.datasets.sampling import Batch, choose, loader
 from anchorprune.encoding import Encoder, EncodersInTurns, flops_of
@@ -32,6 +34,7 @@ from anchorprune.towers.base import LoadedModel
 # What autocast or the weights compute in, by the names that open_clip gives precisions.
 AUTOCAST = {"amp": None, "amp_bf16": torch.bfloat16}
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SLOW = 10.0  # seconds of waiting for images from which on it is said that they come too slowly
 
 
 @dataclass(frozen=True)
@@ -171,10 +174,13 @@ def evaluate_all(
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (13 times slower, torch 2.14).
     with torch.no_grad():
         reset_peak_memory(settings.device)
+        start = clock(settings.device)
         classifier = _classifier(loaded, dataset, settings).to(settings.device)
+        seconds_of_texts = clock(settings.device) - start
         tasks = [zeroshot_classification.ZeroShot(classifier, dataset.multilabel, keep_outcomes) for _ in strategies]
         bad: set[str] = set()
-        for batch in _batches(dataset, indices, settings):
+        batches = _Waited(_batches(dataset, indices, settings))
+        for batch in batches:
             bad.update(key for key, _ in batch.bad)
             if batch.images is None:
                 continue
@@ -184,6 +190,13 @@ def evaluate_all(
         if not encoders[0].images:
             raise UserError(f"--dataset {dataset.name}: no image of it can be read")
         attention = _attention(model, dataset, indices, settings, encoders[0]) if extract_attention else None
+    encoding = sum(encoder.seconds for encoder in encoders)
+    if batches.seconds > max(SLOW, encoding):
+        warnings.warn(
+            f"images came slower than they were encoded ({batches.seconds:.0f} s of waiting, {encoding:.0f} s of "
+            f"encoding): more --num_workers than {settings.num_workers} may help",
+            stacklevel=2,
+        )
     if settings.save_clf:  # last, so that bad input leaves no file behind
         _save(classifier, settings.save_clf)
 
@@ -198,6 +211,11 @@ def evaluate_all(
                 "gmacs_dense": None if dense_flops is None else dense_flops / 2e9,
                 "gmacs": None if encoder.flops is None else encoder.flops / 2e9,
                 "images_per_second": encoder.images_per_second,
+                "seconds": {
+                    "texts": seconds_of_texts,
+                    "waiting_for_images": batches.seconds,
+                    "encoding": encoder.seconds,
+                },
                 "peak_memory_mb": memory,
             },
             "n_samples": encoder.images,
@@ -236,6 +254,23 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+class _Waited:
+    """Batches as they come, with the seconds that were spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            batch = next(self._batches, None)
+            self.seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
 
 
 def _batches(dataset: EvalDataset, indices: Sequence[int], settings: Settings) -> Iterator[Batch]:

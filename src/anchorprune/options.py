@@ -60,7 +60,13 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
     )
     add("--language", default="en", type=str, nargs="+", help="language(s) of class names and prompts")
     add("--load_clfs", nargs="+", default=[], type=str, help="use saved classifiers, averaged")
-    add("--model_type", default="open_clip", type=str, choices=["open_clip", "ja_clip"], help="kind of model")
+    add(
+        "--model_type",
+        default="open_clip",
+        type=str,
+        choices=["open_clip", "hf", "ja_clip"],
+        help="kind of model; hf: --model is a folder or a hub's name",
+    )
     add("--wds_cache_dir", default=None, type=str, help="where webdataset URLs are kept")
 
 
@@ -187,7 +193,8 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
 def add_speed_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `speed`."""
     add = parser.add_argument
-    add("--model", default="ViT-B-32-quickgelu", help="open_clip model")
+    add("--model", default="ViT-B-32-quickgelu", help="open_clip model, or what --model_type has")
+    add("--model_type", default="open_clip", choices=["open_clip", "hf", "timm"], help="library of the model")
     add("--pretrained", default="", help="tag or checkpoint file (default: random weights, time depends on none)")
     add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
     add(

@@ -101,7 +101,9 @@ def _check_collisions(save_clf: str | None, runs: list[Run]) -> None:
 
 def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
     if not args.pretrained_model:
-        return list(product(_as_list(args.model), _as_list(args.pretrained)))
+        # Models of transformers come with their weights.
+        pretrained = [""] if args.model_type == "hf" else _as_list(args.pretrained)
+        return list(product(_as_list(args.model), pretrained))
     models: list[tuple[str, str]] = []
     for name in _as_list(args.pretrained_model):
         if os.path.isfile(name):

@@ -8,6 +8,7 @@ parameter is touched, so that removing hooks and shadows restores the model exac
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorprune.errors import FieldError, UserError
-from anchorprune.masks import additive_mask, find_mask, gather_mask, with_mask
+from anchorprune.masks import find_mask
 from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.base import Strategy
 from anchorprune.tokens import TokenPlan, Tokens, merge_tokens, positions
@@ -296,7 +297,8 @@ class Pruning:
             record.counts = self.strategy.schedule(n - prefix, len(tower.blocks))
         plan = None
         if (count := record.counts.get(number, n)) < n - prefix:
-            tokens = Tokens(x, prefix, query_key, record.sizes.get(number), number / len(tower.blocks))
+            depth = number / len(tower.blocks)
+            tokens = Tokens(x, prefix, query_key, record.sizes.get(number), depth, tower.has_cls)
             with torch.no_grad():  # which tokens go on is a choice; gradients flow through the tokens themselves
                 plan = self.strategy.plan(tokens, count)
         record.plans[number] = plan
@@ -309,19 +311,21 @@ class Pruning:
         tower = self._tower
         if acts:
             x = tower.tokens(args[0])
-            plan = self._plan(number, x, lambda: tower.query_key(block, x))
+            entering = partial(self.kept_before, number)
+
+            @functools.cache  # a strategy may ask more than once
+            def query_key() -> tuple[Tensor, Tensor]:
+                return tower.query_key(block, x, tower.cut(block, args, kwargs, entering)[1])
+
+            plan = self._plan(number, x, query_key)
             if plan is not None:
                 x, self.record.sizes[number] = merge_tokens(x, self.record.sizes.get(number), plan)
                 args = (tower.tokens(x), *args[1:])
         if number not in self._inside:
             self.record.sizes[number + 1] = self.record.sizes.get(number)
-        mask = find_mask(block, args, kwargs)
-        if mask is None or number + acts == self._first:  # none, or none dropped so far
+        if number + acts == self._first:  # none dropped so far
             return args, kwargs
-        kept = self.kept_before(number + acts)
-        if kept is None or kept.shape[1] == mask.shape[-1]:
-            return args, kwargs
-        return with_mask(block, args, kwargs, gather_mask(mask, kept, block.attn.num_heads))
+        return tower.cut(block, args, kwargs, partial(self.kept_before, number + acts))
 
     def _forward(self, number: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """In place of the forward of a block that the strategy acts inside of, or that comes after a merge."""
@@ -339,11 +343,9 @@ class Pruning:
 
         mask = find_mask(block, (x, *args), kwargs)
         if mask is not None:
-            if mask.dtype == torch.bool and isinstance(block.attn, nn.MultiheadAttention):
-                mask = mask.to(tokens.dtype)  # open_clip's plain blocks add a boolean mask as 0 and 1
-            mask = additive_mask(mask, len(tokens))
+            mask = tower.mask_bias(block, mask, tokens)
             bias = mask if bias is None else bias + mask
-        tokens, q, k = tower.attention_half(block, tokens, bias)
+        tokens, q, k = tower.attention_half(block, tokens, bias, kwargs)
         plan, sizes = self._plan(number, tokens, lambda: (q, k)), record.sizes.get(number)
         if plan is not None:
             tokens, sizes = merge_tokens(tokens, sizes, plan)

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchorprune import demo, outcomes, results, tasks
@@ -140,8 +141,8 @@ def _strategy(args: argparse.Namespace, fields: dict[str, Any]) -> Strategy | No
 
 def check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) -> dict[str, Strategy | None]:
     """Whatever can be found wrong before a model is loaded; returns the strategy for each, its budget solved."""
-    if args.model_type != "open_clip":
-        raise UserError(f"--model_type {args.model_type}: not there yet; only open_clip is")
+    if args.model_type not in ("open_clip", "hf"):
+        raise UserError(f"--model_type {args.model_type}: not there yet; only open_clip and hf are")
     for flag in ("attention_images", "batch_size", "limit"):
         if (value := getattr(args, flag)) is not None and value < 1:
             raise UserError(f"--{flag} {value}: must be 1 or more")
@@ -165,13 +166,13 @@ def check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) 
         for run in {(run.dataset, run.language): run for run in runs}.values():
             check_dataset(run.dataset, **source_of(args, run))
 
-    from anchorprune.towers import open_clip
+    from anchorprune.towers import library
 
     solved: dict[str, Strategy | None] = {run.model: strategy for run in runs}
     for model, pretrained in dict.fromkeys((run.model, run.pretrained) for run in runs):
-        open_clip.check(model, pretrained)
+        library(args.model_type).check(model, pretrained)
         if strategy or args.extract_attention:
-            solved[model] = check_tower(model, strategy, args.target_gmacs)
+            solved[model] = check_tower(args.model_type, model, strategy, args.target_gmacs)
     return solved
 
 
@@ -183,7 +184,9 @@ def check_no_budget(strategy: Strategy, fields: Mapping[str, Any]) -> None:
             raise FieldError(name, fields[name], "is what --target_gmacs solves; give one of them")
 
 
-def check_tower(model: str, strategy: Strategy | None, target_gmacs: float | None = None) -> Strategy | None:
+def check_tower(
+    model_type: str, model: str, strategy: Strategy | None, target_gmacs: float | None = None
+) -> Strategy | None:
     """The strategy, solved for `target_gmacs` where that is given.
 
     Raises:
@@ -191,9 +194,9 @@ def check_tower(model: str, strategy: Strategy | None, target_gmacs: float | Non
     """
     from anchorprune.budget import solve
     from anchorprune.pruning import check_layers
-    from anchorprune.towers import find_tower, open_clip
+    from anchorprune.towers import find_tower, skeleton
 
-    if (built := open_clip.skeleton(model)) is None:
+    if (built := skeleton(model_type, model)) is None:
         if target_gmacs is not None:
             raise UserError(f"--target_gmacs {target_gmacs:g}: the cost of {model} cannot be counted before loading it")
         return strategy  # then loading it will tell
@@ -266,15 +269,16 @@ def precision_of(args: argparse.Namespace) -> str:
 
 
 def load(args: argparse.Namespace, run: Run, settings: Settings) -> LoadedModel:
-    from anchorprune.towers import open_clip
+    from anchorprune.towers import library
 
-    return open_clip.load(
+    loaded: LoadedModel = library(args.model_type).load(
         run.model,
         run.pretrained,
         cache_dir=args.model_cache_dir,
         device=settings.device,
         precision=settings.weights,
     )
+    return loaded
 
 
 def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None, settings: Settings) -> dict[str, Any]:
@@ -283,6 +287,11 @@ def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None, set
 
     def file(path: str | None) -> str | None:
         return results.fingerprint(path) if path and os.path.isfile(path) else path
+
+    # The weights of a model in a folder; those of a hub's model go by its name.
+    folder = Path(run.model) if args.model_type == "hf" and os.path.isdir(run.model) else None
+    own = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")) if folder else []
+    library = {"model_type": "hf", "weights": [file(str(path)) for path in own]} if args.model_type == "hf" else {}
 
     bundled = (run.model, run.pretrained) == (demo.MODEL, demo.TAG)
     return {
@@ -306,6 +315,7 @@ def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None, set
         "limit": args.limit,
         "seed": args.seed if args.limit or not run.pretrained else None,
         "pruning": strategy_fields,
+        **library,
     }
 
 

@@ -109,24 +109,25 @@ def run_speed(args: argparse.Namespace) -> None:
         from anchorprune.budget import solve
         from anchorprune.evaluate import Settings, environment
         from anchorprune.report.speed_png import write_png
-        from anchorprune.towers import find_tower, open_clip
+        from anchorprune.towers import find_tower, library
 
         settings = Settings(device=device_of(args), precision=precision_of(args), seed=args.seed)
-        open_clip.check(args.model, args.pretrained)
+        library(args.model_type).check(args.model, args.pretrained)
         with warnings.catch_warnings():
             if not args.pretrained:  # time depends on no weight
                 warnings.filterwarnings("ignore", "open_clip: No pretrained weights")
-            loaded = open_clip.load(
+            loaded = library(args.model_type).load(
                 args.model,
                 args.pretrained,
                 cache_dir=args.model_cache_dir,
                 device=settings.device,
                 precision=settings.weights,
             )
-        visual: Any = find_tower(loaded.model).module
+        model = loaded.model
+        find_tower(model)  # refuses what cannot be pruned
 
         def solved(strategy: Strategy, target: float | None) -> Strategy:
-            return strategy if target is None else solve(visual, strategy, target)
+            return strategy if target is None else solve(model, strategy, target)
 
         ways = ways_of(args.strategies or [RECOMMENDED, "tome", "anchor"], args.targets, solved)
         strategies = [None, *(way.strategies[0] for way in ways)]  # one draw takes the time of any other
@@ -136,7 +137,7 @@ def run_speed(args: argparse.Namespace) -> None:
         found = [
             speed
             for batch_size in args.batch_sizes
-            for speed in measure(visual, strategies, settings, batch_size, args.repeats, args.compile)
+            for speed in measure(model, strategies, settings, batch_size, args.repeats, args.compile)
         ]
         busy = (_waited() - before) / (time.perf_counter() - start)
         record = {
@@ -167,17 +168,17 @@ def _waited() -> float:
 
 
 def measure(
-    visual: torch.nn.Module,
+    model: torch.nn.Module,
     strategies: Sequence[Strategy | None],
     settings: Settings,
     batch_size: int,
     repeats: int,
     compile_mode: str | None = None,
 ) -> list[Speed]:
-    """Time an image tower on random images; the strategies take turns, so that what slows one slows all.
+    """Time a model's image tower on random images; the strategies take turns, so that what slows one slows all.
 
     Args:
-        visual: the tower, unpruned, on `settings.device`.
+        model: unpruned, on `settings.device`.
         strategies: the first must be None, what the others are held against.
         compile_mode: torch.compile's, for the unpruned tower too; None: not compiled.
     """
@@ -187,10 +188,10 @@ def measure(
     from anchorprune.evaluate import WEIGHTS
     from anchorprune.towers import find_tower
 
-    tower = find_tower(visual)
+    tower = find_tower(model)
     images = torch.randn(batch_size, 3, *tower.image_size, generator=torch.Generator().manual_seed(settings.seed))
     images = images.to(settings.device, WEIGHTS.get(settings.precision, torch.float32))
-    candidates = [_Candidate(visual, strategy, compile_mode) for strategy in strategies]
+    candidates = [_Candidate(model, strategy, compile_mode) for strategy in strategies]
     memory = []
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (torch 2.14).
     with torch.no_grad(), settings.autocast():
@@ -220,17 +221,19 @@ def measure(
 class _Candidate:
     """A tower as a strategy leaves it while a `with` block on it lasts, which gives what encodes images."""
 
-    def __init__(self, visual: Any, strategy: Strategy | None, compile_mode: str | None) -> None:
+    def __init__(self, model: Any, strategy: Strategy | None, compile_mode: str | None) -> None:
         import torch
 
         from anchorprune.cost import image_tower_flops
         from anchorprune.pruning import prune
+        from anchorprune.towers import find_tower
 
         # Compiled, each has a copy of its own that stays pruned: putting a strategy in drops all compiled code.
-        module = visual if compile_mode is None else copy.deepcopy(visual)
+        model = model if compile_mode is None else copy.deepcopy(model)
         self.strategy = strategy
-        self.pruning = prune(module, strategy) if strategy else None
-        self.flops = image_tower_flops(module)
+        self.pruning = prune(model, strategy) if strategy else None
+        self.flops = image_tower_flops(model)
+        module = find_tower(model).module
         self._stays = compile_mode is not None
         if self.pruning and not self._stays:
             self.pruning.restore()

@@ -67,7 +67,10 @@ def run_sweep(args: argparse.Namespace) -> None:
     """
     run = single_run(args)
     check(args, [run], None)
-    ways = [UNPRUNED, *ways_of(args.strategies or list(registry()), args.targets, partial(check_tower, run.model))]
+    ways = [
+        UNPRUNED,
+        *ways_of(args.strategies or list(registry()), args.targets, partial(check_tower, args.model_type, run.model)),
+    ]
     with results.folder("--out", args.out) as folder:
         for way in ways:
             say(args, f"{way.name} {way.flags}".rstrip())

@@ -28,6 +28,7 @@ class Tokens:
             projections; after its attention they are there anyway.
         sizes: `[B, N]`, float32: how many of the image's own tokens each stands for; None where each is one.
         depth: the block's place among the tower's, 0 … 1: block ℓ of L has ℓ / L.
+        has_cls: whether token 0 is a CLS token.
     """
 
     x: Tensor
@@ -35,6 +36,7 @@ class Tokens:
     query_key: Callable[[], tuple[Tensor, Tensor]]
     sizes: Tensor | None = None
     depth: float = 1.0
+    has_cls: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,16 @@ def cls_attention(q: Tensor, k: Tensor) -> Tensor:
     return attention_from(q[:, :, :1], k)
 
 
+def attention_received(tokens: Tokens) -> Tensor:
+    """What says how much each patch matters, `[B, n]`: the attention that CLS pays it.
+
+    Without a CLS token the attention that it gets from all tokens, on average.
+    """
+    q, k = tokens.query_key()
+    received = cls_attention(q, k) if tokens.has_cls else attention_from(q, k)
+    return received[:, tokens.num_prefix_tokens :]
+
+
 def attention_from(q: Tensor, k: Tensor) -> Tensor:
     """The attention that each token gets from a few, mean over heads and over these, `[B, N]`.
 
@@ -93,22 +105,20 @@ def attention_from(q: Tensor, k: Tensor) -> Tensor:
 def attention_to(q: Tensor, k: Tensor, few: Tensor) -> Tensor:
     """The attention that each token pays a few, mean over heads and over these, `[B, N]`; float32 or finer.
 
-    Fused attention with values that say who the few are: no N × N matrix is ever stored.
-
     Args:
         q, k: `[B, H, N, d]`.
         few: `[B, M]`, indices into the N tokens.
     """
     import torch
-    from torch.nn import functional as F
 
     with outside_autocast(q):
-        q, k = at_least_float32(q), at_least_float32(k)
-        batch, heads, n, width = k.shape
-        values = k.new_zeros(batch, 1, n, width)
-        values[..., 0].scatter_(2, few.unsqueeze(1), 1 / few.shape[1])
-        paid: Tensor = F.scaled_dot_product_attention(q, k, values.expand(-1, heads, -1, -1))
-        return torch.mean(paid[..., 0].transpose(1, 2).contiguous(), dim=2)
+        few = few.unsqueeze(1).expand(-1, q.shape[2], -1)
+        paid = []
+        # Of a head's N × N logits, one head at a time, only the sums of the rows and the columns of the few are needed.
+        for h in range(q.shape[1]):
+            logits = (at_least_float32(q[:, h]) * q.shape[-1] ** -0.5) @ at_least_float32(k[:, h]).transpose(1, 2)
+            paid.append((logits.gather(2, few) - logits.logsumexp(dim=2, keepdim=True)).exp().mean(dim=2))
+        return torch.stack(paid, dim=2).mean(dim=2)
 
 
 def key_directions(tokens: Tokens) -> Tensor:

@@ -48,9 +48,12 @@ def run_tune(args: argparse.Namespace) -> None:
         raise FieldError("target_speedup", args.target_speedup, "must be above 1")
     run = single_run(args)
     check(args, [run], None)
-    dense = dense_gmacs(run.model)
+    dense = dense_gmacs(args.model_type, run.model)
     targets = [dense * share for share in SHARES]
-    ways = [UNPRUNED, *ways_of(args.strategies or [RECOMMENDED, "tome"], targets, partial(check_tower, run.model))]
+    ways = [
+        UNPRUNED,
+        *ways_of(args.strategies or [RECOMMENDED, "tome"], targets, partial(check_tower, args.model_type, run.model)),
+    ]
 
     keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
     chosen = choose(keys, args.limit, args.seed)

@@ -14,8 +14,8 @@ from anchorprune.tokens import (
     Tokens,
     at_least_float32,
     attention_from,
+    attention_received,
     attention_to,
-    cls_attention,
     outside_autocast,
     top_indices,
 )
@@ -71,13 +71,11 @@ class Anchor(Strategy):
         return f"--k_anchors {max(1, keep // 6)} --top_m {keep - max(1, keep // 6)}"
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
-        x, (q, k) = tokens.x, tokens.query_key()
+        x, (q, k), received = tokens.x, tokens.query_key(), attention_received(tokens)
         if self.selection == "first_image":
-            x, q, k = x[:1], q[:1], k[:1]
+            x, q, k, received = x[:1], q[:1], k[:1], received[:1]
         top_m = keep_patches - self.k_anchors
-        keep, anchors = _select(
-            x, q, k, self.k_anchors, top_m, self.alpha, tokens.num_prefix_tokens, self.score_norm, self.importance
-        )
+        keep, anchors = _select(x, q, k, received, self.k_anchors, top_m, self.alpha, self.score_norm, self.importance)
         batch = tokens.x.shape[0]
         return TokenPlan(keep.expand(batch, -1), anchors.expand(batch, -1))
 
@@ -98,7 +96,8 @@ def select_tokens_by_pruning(
 
     With A the mean over heads of softmax(q kᵀ / √d) over all N tokens, in float32:
 
-    1. anchors: the `k_anchors` patch tokens with the largest A[cls, ·];
+    1. anchors: the `k_anchors` patch tokens with the largest A[cls, ·]; without a CLS token, those with the largest
+       column mean of A, which is the attention that they get;
     2. importance I_i: mean of A[i, j] over the anchors j (`from_anchors`: of A[j, i]);
     3. diversity D_i = 1 − max over the anchors j of cos(x_i, x_j);
     4. score alpha · I + (1 − alpha) · D over the patch tokens that are no anchors; the `top_m` best are kept.
@@ -108,7 +107,7 @@ def select_tokens_by_pruning(
         q, k: `[B, H, N, d]`, the block's queries and keys of its own LayerNorm of x.
         k_anchors, top_m: at least 1 and 0; together at most the N − P patch tokens.
         alpha: 0 … 1.
-        num_prefix_tokens: P, at least 1; token 0 is CLS.
+        num_prefix_tokens: P; token 0 is CLS unless P is 0.
         score_norm: "minmax" rescales I and D to [0, 1] over each image's candidates first; "none" does not.
         importance: "to_anchors" or "from_anchors".
 
@@ -123,26 +122,29 @@ def select_tokens_by_pruning(
     num_patches = x.shape[1] - num_prefix_tokens
     if k_anchors + top_m > num_patches:
         raise UserError(f"k_anchors={k_anchors} and top_m={top_m} ask for more than the {num_patches} patch tokens")
-    return _select(x, q, k, k_anchors, top_m, alpha, num_prefix_tokens, score_norm, importance)[0]
+    tokens = Tokens(x, num_prefix_tokens, lambda: (q, k), has_cls=num_prefix_tokens > 0)
+    return _select(x, q, k, attention_received(tokens), k_anchors, top_m, alpha, score_norm, importance)[0]
 
 
 def _select(
     x: Tensor,
     q: Tensor,
     k: Tensor,
+    received: Tensor,
     k_anchors: int,
     top_m: int,
     alpha: float,
-    num_prefix_tokens: int,
     score_norm: str,
     importance: str,
 ) -> tuple[Tensor, Tensor]:
-    """`select_tokens_by_pruning` without its checks: the kept tokens, ascending, and the anchors, best first."""
+    """`select_tokens_by_pruning` without its checks: the kept tokens, ascending, and the anchors, best first.
+
+    `received` is what the anchors are the largest of, `[B, n]`.
+    """
     import torch
 
-    if num_prefix_tokens < 1:
-        raise UserError("the described method picks its anchors by CLS attention: this tower has no CLS token")
-    anchors = top_indices(cls_attention(q, k)[:, num_prefix_tokens:], k_anchors)  # [B, k], counted among the patches
+    num_prefix_tokens = x.shape[1] - received.shape[1]
+    anchors = top_indices(received, k_anchors)  # [B, k], counted among the patches
 
     batch, tokens = x.shape[0], anchors + num_prefix_tokens
     if importance == "to_anchors":

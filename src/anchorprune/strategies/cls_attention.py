@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from anchorprune.errors import UserError
 from anchorprune.strategies.base import StepwiseStrategy, option
-from anchorprune.tokens import TokenPlan, Tokens, cls_attention, keep_with_prefix, top_indices
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from anchorprune.tokens import TokenPlan, Tokens, attention_received, keep_with_prefix, top_indices
 
 
 @dataclass(frozen=True)
@@ -27,15 +23,4 @@ class ClsAttention(StepwiseStrategy):
     prune_layers: tuple[int, ...] = option((4, 7, 10), "act in these blocks, counted from 1, ascending", kind=int)
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
-        return TokenPlan(keep_with_prefix(top_indices(patch_scores(tokens), keep_patches), tokens))
-
-
-def patch_scores(tokens: Tokens) -> Tensor:
-    """The attention that CLS pays each patch, `[B, n]`, mean over heads.
-
-    Raises:
-        UserError: a tower without CLS token.
-    """
-    if tokens.num_prefix_tokens < 1:
-        raise UserError("cls_attention and evit select by CLS attention: this tower has no CLS token")
-    return cls_attention(*tokens.query_key())[:, tokens.num_prefix_tokens :]
+        return TokenPlan(keep_with_prefix(top_indices(attention_received(tokens), keep_patches), tokens))

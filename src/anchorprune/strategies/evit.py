@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from anchorprune.strategies.base import StepwiseStrategy, option
-from anchorprune.strategies.cls_attention import patch_scores
-from anchorprune.tokens import TokenPlan, Tokens, keep_with_prefix
+from anchorprune.tokens import TokenPlan, Tokens, attention_received, keep_with_prefix
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class EViT(StepwiseStrategy):
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
         import torch
 
-        prefix, scores = tokens.num_prefix_tokens, patch_scores(tokens)
+        prefix, scores = tokens.num_prefix_tokens, attention_received(tokens)
         order = scores.sort(dim=1, descending=True, stable=True).indices
         fused = order[:, keep_patches - 1 :].sort(dim=1).values  # the first hosts the others
         keep = keep_with_prefix(torch.cat([order[:, : keep_patches - 1], fused[:, :1]], dim=1), tokens)

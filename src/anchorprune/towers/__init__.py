@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,25 @@ from torch import nn
 from anchorprune.errors import UserError
 from anchorprune.towers.base import Tower
 
-__all__ = ["Tower", "find_tower"]
+__all__ = ["Tower", "find_tower", "library", "skeleton"]
+
+# What --model_type calls the files of this folder that can load models.
+LIBRARIES = {"open_clip": "open_clip", "hf": "huggingface", "timm": "timm"}
+
+
+def library(model_type: str) -> Any:
+    """The file of this folder with `check`, `skeleton` and `load` for models of this `--model_type`."""
+    return importlib.import_module(f"{__name__}.{LIBRARIES[model_type]}")
+
+
+@functools.lru_cache(maxsize=1)
+def skeleton(model_type: str, model: str) -> nn.Module | None:
+    """A model without weights, to look at its tower before it is loaded; None where that cannot be had.
+
+    The last one is kept. Leave it as it is.
+    """
+    built: nn.Module | None = library(model_type).skeleton(model)
+    return built
 
 
 def find_tower(model: nn.Module) -> Tower:
@@ -34,5 +54,5 @@ def find_tower(model: nn.Module) -> Tower:
             return tower
     raise UserError(
         f"cannot prune {type(model).__name__}: it is no image tower that anchorprune knows "
-        "(an open_clip model with a VisionTransformer, or its .visual)"
+        "(a vision transformer of open_clip, transformers or timm, or a model around one)"
     )

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+
+from anchorprune.masks import additive_mask, find_mask, gather_mask, with_mask
+
+# The keywords of a block's call.
+Call = Mapping[str, Any]
+NO_CALL: Call = MappingProxyType({})
 
 
 @dataclass
@@ -39,6 +46,7 @@ class Tower(ABC):
         grid: rows and columns of patches.
         image_size: height and width in pixels.
         reads_patches: whether the patches that come out of the last block are read; otherwise only the prefix is.
+        has_cls: whether token 0 is a CLS token; P is then at least 1. Registers alone are none.
     """
 
     module: nn.Module
@@ -48,6 +56,7 @@ class Tower(ABC):
     grid: tuple[int, int]
     image_size: tuple[int, int]
     reads_patches: bool
+    has_cls: bool = True
 
     @property
     def num_patches(self) -> int:
@@ -63,23 +72,53 @@ class Tower(ABC):
         return x if self.batch_first else x.transpose(0, 1)
 
     @abstractmethod
-    def query_key(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    def num_heads(self, block: nn.Module) -> int:
+        """H of a block."""
+
+    @abstractmethod
+    def query_key(self, block: nn.Module, x: Tensor, call: Call = NO_CALL) -> tuple[Tensor, Tensor]:
         """The block's own queries and keys, each `[B, H, N, d]`, of its input x `[B, N, D]`.
 
         Scaled so that the block's attention is softmax(q kᵀ / √d); biases, q/k-norm and rotary embedding included.
+
+        Args:
+            call: the keywords that the block is called with, cut to these tokens (`cut`).
         """
 
     @abstractmethod
-    def attention_half(self, block: nn.Module, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def attention_half(
+        self, block: nn.Module, x: Tensor, bias: Tensor | None, call: Call = NO_CALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The block's first half: x + attention(LayerNorm(x)), with all that the block does there.
 
         Args:
             x: `[B, N, D]`.
+            call: as in `query_key`.
             bias: added to the attention's logits; broadcasts to `[B, H, N, N]`. None: nothing.
 
         Returns:
             The residual stream between the halves, `[B, N, D]`, and the queries and keys as `query_key` gives them.
         """
+
+    def cut(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Callable[[], Tensor | None]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call of the block for all tokens, as it is for those that are left: an attention mask is cut to them.
+
+        Args:
+            kept: gives `[B, K]`, which of the image's tokens are left; None for all. Not called in vain.
+        """
+        mask = find_mask(block, args, kwargs)
+        if mask is None or (left := kept()) is None or left.shape[1] == mask.shape[-1]:
+            return args, kwargs
+        return with_mask(block, args, kwargs, gather_mask(mask, left, self.num_heads(block)))
+
+    def mask_bias(self, block: nn.Module, mask: Tensor, x: Tensor) -> Tensor:
+        """An attention mask of a call for x `[B, N, D]`, as the addend to the logits that the block makes of it.
+
+        Broadcasts to `[B, H, N, N]`. Where the mask is boolean, True means masked, as in `nn.MultiheadAttention`.
+        """
+        return additive_mask(mask, len(x))
 
     @abstractmethod
     def mlp_half(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -17,15 +17,7 @@ from torch.nn import functional as F
 
 from anchorprune import demo
 from anchorprune.errors import UserError, did_you_mean
-from anchorprune.towers.base import LoadedModel, Tower
-
-# Towers of open_clip that have no flat sequence of tokens through all blocks.
-_NOT_PRUNABLE = {
-    "ModifiedResNet": "it is a ResNet, and convolutions need the whole grid of pixels",
-    "TimmModel": "its tower {trunk} comes from timm, and timm towers are not supported yet",
-}
-_CONVOLUTIONAL = ("ConvNeXt", "ResNet", "FastVit", "ByobNet", "MobileNet", "EfficientNet", "RegNet")
-_WINDOWED = ("Swin", "Hiera")
+from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
 
 # Models that come with their weights; --pretrained has no meaning then.
 _SCHEMAS = ("hf-hub:", "local-dir:")
@@ -41,14 +33,8 @@ def match(model: nn.Module) -> OpenClipTower | None:
     """
     visual: Any = getattr(model, "visual", model)
     kind = type(visual).__name__
-    if kind in _NOT_PRUNABLE:
-        trunk = type(getattr(visual, "trunk", visual)).__name__
-        reason = _NOT_PRUNABLE[kind]
-        if trunk.startswith(_CONVOLUTIONAL):
-            reason = "{trunk} is convolutional and needs the whole grid of pixels"
-        elif trunk.startswith(_WINDOWED):
-            reason = "{trunk} attends within windows of the grid, which pruning would tear apart"
-        raise UserError(f"cannot prune {kind}: {reason.format(trunk=trunk)}")
+    if kind == "ModifiedResNet":
+        raise UserError(f"cannot prune {kind}: it is a ResNet, and convolutions need the whole grid of pixels")
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
     if blocks is None or not hasattr(visual, "class_embedding"):
         return None
@@ -86,11 +72,22 @@ def to_pair(size: Any) -> tuple[int, int]:
 class OpenClipTower(Tower):
     """A `VisionTransformer`: one CLS token, then the patches, row by row."""
 
-    def query_key(self, block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    def num_heads(self, block: Any) -> int:
+        heads: int = block.attn.num_heads
+        return heads
+
+    def mask_bias(self, block: Any, mask: Tensor, x: Tensor) -> Tensor:
+        if mask.dtype == torch.bool and isinstance(block.attn, nn.MultiheadAttention):
+            mask = mask.to(x.dtype)  # plain blocks add a boolean mask as 0 and 1
+        return super().mask_bias(block, mask, x)
+
+    def query_key(self, block: Any, x: Tensor, call: Call = NO_CALL) -> tuple[Tensor, Tensor]:
         q, k = self._project(block, x, 2)
         return q, k
 
-    def attention_half(self, block: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def attention_half(
+        self, block: Any, x: Tensor, bias: Tensor | None, call: Call = NO_CALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
         attention = block.attn
         q, k, v = self._project(block, x, 3)
         y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))

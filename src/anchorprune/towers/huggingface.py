@@ -1,0 +1,177 @@
+"""Hugging Face transformers: the vision towers of CLIP, Chinese CLIP and SigLIP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anchorprune.errors import UserError
+from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
+
+# Models by the name of their class, with how many tokens stand before the patches.
+_PREFIX = {"CLIPVisionModel": 1, "ChineseCLIPVisionModel": 1, "SiglipVisionModel": 0}
+CHINESE_LENGTH = 52  # tokens that Chinese CLIP was trained with; its BERT could take more
+# The same before transformers 5.
+_OLD = "CLIPVisionTransformer", "ChineseCLIPVisionTransformer", "SiglipVisionTransformer"
+
+
+def match(model: nn.Module) -> HuggingFaceTower | None:
+    """The tower of a transformers model or the vision model itself; None for a model of another library.
+
+    Raises:
+        UserError: a transformers model whose tower cannot be pruned.
+    """
+    if isinstance(model, HuggingFaceCLIP):
+        model = model.model
+    if not type(model).__module__.startswith("transformers."):
+        return None
+    visual: Any = getattr(model, "vision_model", model)
+    kind = type(visual).__name__
+    if kind in _OLD:
+        raise UserError(f"cannot prune {kind}: anchorprune needs transformers 5 or later; upgrade it")
+    if kind not in _PREFIX:
+        reason = "its patches come in any number and shape" if kind.startswith("Siglip2") else "it is another tower"
+        raise UserError(f"cannot prune {kind}: {reason}; CLIP, Chinese CLIP and SigLIP of transformers can be pruned")
+    config, prefix = visual.config, _PREFIX[kind]
+    side = config.image_size // config.patch_size
+    return HuggingFaceTower(
+        module=visual,
+        blocks=list(visual.encoder.layers),
+        batch_first=True,
+        num_prefix_tokens=prefix,
+        grid=(side, side),
+        image_size=(config.image_size, config.image_size),
+        # Of what the vision model gives, a whole CLIP reads the pooled token alone.
+        reads_patches=type(model).__name__ not in ("CLIPModel", "ChineseCLIPModel"),
+        has_cls=prefix > 0,
+    )
+
+
+@dataclass
+class HuggingFaceTower(Tower):
+    """`encoder.layers` of `self_attn` and `mlp`, each after a LayerNorm."""
+
+    def num_heads(self, block: Any) -> int:
+        return int(block.self_attn.num_heads)
+
+    def query_key(self, block: Any, x: Tensor, call: Call = NO_CALL) -> tuple[Tensor, Tensor]:
+        attention, x = block.self_attn, block.layer_norm1(x)
+        return self._heads(block, attention.q_proj(x)), self._heads(block, attention.k_proj(x))
+
+    def attention_half(
+        self, block: Any, x: Tensor, bias: Tensor | None, call: Call = NO_CALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attention, normed = block.self_attn, block.layer_norm1(x)
+        q, k, v = (self._heads(block, part(normed)) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        dropout = attention.dropout if attention.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
+        return x + attention.out_proj(y.transpose(1, 2).flatten(2)), q, k
+
+    def mlp_half(self, block: Any, x: Tensor) -> Tensor:
+        y: Tensor = x + block.mlp(block.layer_norm2(x))
+        return y
+
+    def _heads(self, block: Any, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads(block), -1)).transpose(1, 2)
+
+
+class HuggingFaceCLIP(nn.Module):
+    """A transformers model with the methods that `evaluate` calls."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        # BERT, the text tower of Chinese CLIP, would read the padding.
+        self._pad = model.config.text_config.pad_token_id if model.config.model_type == "chinese_clip" else None
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return _pooled(self.model.get_image_features(pixel_values=images))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        mask = {} if self._pad is None else {"attention_mask": tokens.ne(self._pad).long()}
+        return _pooled(self.model.get_text_features(input_ids=tokens, **mask))
+
+
+def _pooled(output: Any) -> Tensor:
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
+
+
+def check(model: str, pretrained: str) -> None:
+    """Raise UserError unless `model` is a folder or a hub's model that transformers has an image and a text tower for.
+
+    `pretrained` has no meaning: these models come with their weights.
+    """
+    _config(model)
+
+
+def _config(model: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("--model_type hf: needs transformers: pip install transformers") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(model)
+    except Exception as error:  # of the hub's clients, of JSON, of transformers itself
+        raise _loading_error(model, error) from error
+    if config.model_type not in ("clip", "chinese_clip", "siglip"):
+        raise UserError(
+            f"--model {model}: is a {config.model_type} model; CLIP, Chinese CLIP and SigLIP of transformers can be "
+            "evaluated"
+        )
+    return config
+
+
+def _loading_error(model: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"--model {model}: cannot be loaded by transformers ({reason})")
+
+
+def skeleton(model: str) -> nn.Module | None:
+    """The model without weights, to look at its tower before anything large is read."""
+    import transformers
+
+    with torch.device("meta"):
+        built: nn.Module = transformers.AutoModel.from_config(_config(model))
+    return built
+
+
+def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
+    """A transformers model with its image processor and tokenizer.
+
+    Args:
+        model: a folder, or a name on the hub.
+        pretrained: has no meaning.
+        precision: of the weights, by open_clip's name: fp32, bf16, fp16.
+
+    Raises:
+        UserError: no such model, weights that are damaged or missing, no network.
+    """
+    config = _config(model)
+    import transformers
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    options = {"cache_dir": cache_dir}
+    try:
+        built = transformers.AutoModel.from_pretrained(model, dtype=dtype, **options)
+        processor = transformers.AutoImageProcessor.from_pretrained(model, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options)
+    except Exception as error:
+        raise _loading_error(model, error) from error
+    length = config.text_config.max_position_embeddings if config.model_type != "chinese_clip" else CHINESE_LENGTH
+
+    def transform(image: Any) -> Tensor:
+        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    def tokenize(texts: list[str]) -> Tensor:
+        # Padded to full length as in training: SigLIP reads the last position.
+        encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        ids: Tensor = encoded["input_ids"]
+        return ids
+
+    return LoadedModel(HuggingFaceCLIP(built).eval().to(device), transform, tokenize)

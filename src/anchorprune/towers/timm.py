@@ -1,0 +1,191 @@
+"""timm: `VisionTransformer` and `Eva` towers, alone or in open_clip's `TimmModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anchorprune.errors import UserError, did_you_mean
+from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
+
+_TOWERS = ("VisionTransformer", "Eva")
+_BLOCKS = ("Block", "EvaBlock")
+_ATTENTION = ("Attention", "EvaAttention")
+_CONVOLUTIONAL = ("ConvNeXt", "ResNet", "FastVit", "ByobNet", "MobileNet", "EfficientNet", "RegNet")
+_WINDOWED = ("Swin", "Hiera")
+
+
+def match(model: nn.Module) -> TimmTower | None:
+    """The tower of a timm model, or of an open_clip model around one; None for a model of another library.
+
+    Raises:
+        UserError: a timm model that cannot be pruned.
+    """
+    visual: Any = getattr(model, "visual", model)
+    if type(visual).__name__ == "TimmModel":
+        tower = _tower(visual.trunk)
+        return replace(tower, module=visual)
+    return _tower(visual) if type(visual).__module__.startswith("timm.") else None
+
+
+def _tower(trunk: Any) -> TimmTower:
+    kind = type(trunk).__name__
+    if kind not in _TOWERS:
+        reason = "it is no plain vision transformer with one flat sequence of tokens"
+        if kind.startswith(_CONVOLUTIONAL):
+            reason = "it is convolutional and needs the whole grid of pixels"
+        elif kind.startswith(_WINDOWED):
+            reason = "it attends within windows of the grid, which pruning would tear apart"
+        raise UserError(f"cannot prune {kind} of timm: {reason}")
+    for block in trunk.blocks:
+        attention = getattr(block, "attn", None)
+        if type(block).__name__ not in _BLOCKS or type(attention).__name__ not in _ATTENTION:
+            names = f"{type(block).__name__} with {type(attention).__name__}"
+            raise UserError(f"cannot prune {kind} of timm: its blocks, {names}, are of a kind that anchorprune lacks")
+    if not hasattr(trunk.patch_embed, "grid_size") or trunk.patch_embed.grid_size is None:
+        raise UserError(f"cannot prune {kind} of timm: its images come in any size (dynamic_img_size)")
+    prefix = trunk.num_prefix_tokens
+    return TimmTower(
+        module=trunk,
+        blocks=list(trunk.blocks),
+        batch_first=True,
+        num_prefix_tokens=prefix,
+        grid=tuple(trunk.patch_embed.grid_size),
+        image_size=tuple(trunk.patch_embed.img_size),
+        reads_patches=trunk.global_pool != "token" or getattr(trunk, "attn_pool", None) is not None,
+        has_cls=getattr(trunk, "cls_token", None) is not None,
+    )
+
+
+@dataclass
+class TimmTower(Tower):
+    """Blocks of `norm1`, `attn`, `norm2`, `mlp`; in Eva with rotary embedding, which is cut with the tokens."""
+
+    def num_heads(self, block: Any) -> int:
+        return int(block.attn.num_heads)
+
+    def cut(
+        self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Callable[[], Tensor | None]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().cut(block, args, kwargs, kept)
+        rope = kwargs.get("rope")
+        if rope is None or (left := kept()) is None or left.shape[1] - self.num_prefix_tokens == rope.shape[-2]:
+            return args, kwargs
+        patches = left[:, self.num_prefix_tokens :] - self.num_prefix_tokens  # [B, K]
+        while rope.dim() < 4:  # [n, e], or [H, n, e] where each head has its own
+            rope = rope.unsqueeze(0)
+        batch, heads, width = len(patches), rope.shape[1], rope.shape[-1]
+        index = patches[:, None, :, None].expand(batch, heads, -1, width)
+        return args, {**kwargs, "rope": rope.expand(batch, -1, -1, -1).gather(2, index)}
+
+    def mask_bias(self, block: Any, mask: Tensor, x: Tensor) -> Tensor:
+        if mask.dtype == torch.bool:  # True takes part, as in scaled_dot_product_attention
+            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -float("inf"))
+        return super().mask_bias(block, mask, x)
+
+    def query_key(self, block: Any, x: Tensor, call: Call = NO_CALL) -> tuple[Tensor, Tensor]:
+        q, k, _ = self._project(block, block.norm1(x), call)
+        return q, k
+
+    def attention_half(
+        self, block: Any, x: Tensor, bias: Tensor | None, call: Call = NO_CALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attention, normed = block.attn, block.norm1(x)
+        q, k, v = self._project(block, normed, call)
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
+        y = attention.norm(y.transpose(1, 2).flatten(2))
+        if getattr(attention, "gate", None) is not None:
+            y = y * attention.gate(normed).sigmoid()
+        y = attention.proj_drop(attention.proj(y))
+        return x + block.drop_path1(self._scaled(block, 1, y)), q, k
+
+    def mlp_half(self, block: Any, x: Tensor) -> Tensor:
+        y: Tensor = x + block.drop_path2(self._scaled(block, 2, block.mlp(block.norm2(x))))
+        return y
+
+    def _scaled(self, block: Any, half: int, y: Tensor) -> Tensor:
+        """LayerScale, by the name that each kind of block has for it."""
+        scale, gamma = getattr(block, f"ls{half}", None), getattr(block, f"gamma_{half}", None)
+        if scale is not None:
+            y = scale(y)
+        return y if gamma is None else gamma * y
+
+    def _project(self, block: Any, normed: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `[B, H, N, d]`."""
+        attention, heads = block.attn, self.num_heads(block)
+        if attention.qkv is None:
+            parts = [part(normed) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        else:
+            bias = attention.qkv.bias
+            if getattr(attention, "q_bias", None) is not None:
+                bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+            parts = list(F.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1))
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+        q, k = attention.q_norm(q), attention.k_norm(k)
+        if (rope := call.get("rope")) is not None:
+            from timm.layers import apply_rot_embed_cat
+
+            prefix, half = attention.num_prefix_tokens, getattr(attention, "rotate_half", False)
+
+            def turned(y: Tensor) -> Tensor:
+                patches = apply_rot_embed_cat(y[:, :, prefix:], rope, half=half)
+                return torch.cat([y[:, :, :prefix], patches], dim=2).type_as(v)
+
+            q, k = turned(q), turned(k)
+        return q, k, v
+
+
+def check(model: str, pretrained: str) -> None:
+    """Raise UserError unless timm knows the model, and its weights where a tag (`NAME.TAG`) is given."""
+    import timm
+
+    if not timm.is_model(model):
+        known = timm.list_models()
+        raise UserError(f"--model {model}: timm has no such model.{did_you_mean(model, known)}")
+    if pretrained and pretrained not in (tags := timm.list_pretrained(model)):
+        raise UserError(
+            f"--pretrained {pretrained}: is none of timm's for {model} ({', '.join(tags) or 'it has none'})"
+        )
+
+
+def skeleton(model: str) -> nn.Module | None:
+    """The model without weights; None for those that compute with values while they are built."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            built: nn.Module = timm.create_model(model)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return built
+
+
+def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
+    """A timm model, which has no text tower: to be timed, not to be evaluated.
+
+    Args:
+        pretrained: one of `timm.list_pretrained(model)`; empty for random weights.
+
+    Raises:
+        UserError: unknown model or weights, no network.
+    """
+    import timm
+
+    check(model, pretrained)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    try:
+        built = timm.create_model(pretrained or model, pretrained=bool(pretrained), cache_dir=cache_dir)
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--pretrained {pretrained}: cannot be loaded by timm ({reason})") from error
+    return LoadedModel(built.eval().to(device, dtype), _refuse, _refuse)
+
+
+def _refuse(_: Any) -> Tensor:
+    raise UserError("--model_type timm: these models have no text tower to evaluate them with")
