@@ -113,9 +113,15 @@ def test_the_key_is_of_all_that_the_classifier_depends_on_and_no_more() -> None:
         key(WithText()),
     ]
     assert len(set(keys)) == len(keys)
-    quick = make_clip()
-    quick.transformer.resblocks[0].mlp.gelu = open_clip.transformer.QuickGELU()
-    assert key(quick) != key(model)
+    for change in (
+        lambda clip: setattr(clip.transformer.resblocks[0].mlp, "gelu", open_clip.transformer.QuickGELU()),
+        lambda clip: setattr(clip.transformer.resblocks[0].attn, "num_heads", 1),
+        lambda clip: setattr(clip, "text_pool_type", "last"),
+        lambda clip: clip.attn_mask.zero_(),
+    ):
+        changed = make_clip()
+        change(changed)
+        assert key(changed) != key(model)
 
 
 def test_a_classifier_is_built_once(tmp_path: Path) -> None:

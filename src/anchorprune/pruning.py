@@ -8,7 +8,6 @@ parameter is touched, so that removing hooks and shadows restores the model exac
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from anchorprune.strategies.base import Strategy
 from anchorprune.tokens import TokenPlan, Tokens, merge_tokens, positions
 from anchorprune.towers import Tower, find_tower
 
-# The handle's name in the `__dict__` of a pruned tower's module.
+# The handle's name in the `__dict__` of a pruned tower's first block, which is the same however one came to the tower.
 _HANDLE = "anchorprune_handle"
 
 
@@ -149,12 +148,12 @@ class Pruning:
                 hook = partial(self._before, number, acts and strategy.acts == "input")
                 self._hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True))
             weighted = strategy.size_weight > 0 and number >= self._first
-            if strategy.acts == "inside" and (acts or weighted):
+            if strategy.acts == "inside" and (acts or weighted or self._spares(number)):
                 self._inside[number] = block.__dict__.get("forward")
                 block.__dict__["forward"] = partial(self._forward, number)
         if hasattr(tower.module, "forward_intermediates"):
             tower.module.__dict__["forward_intermediates"] = self._refuse_intermediates
-        tower.module.__dict__[_HANDLE] = self
+        tower.blocks[0].__dict__[_HANDLE] = self
         forget_compiled_code()
 
     def restore(self) -> None:
@@ -168,8 +167,8 @@ class Pruning:
             del self._tower.blocks[number - 1].__dict__["forward"]
             if earlier is not None:
                 self._tower.blocks[number - 1].__dict__["forward"] = earlier
-        for name in ("forward_intermediates", _HANDLE):
-            self._tower.module.__dict__.pop(name, None)
+        self._tower.module.__dict__.pop("forward_intermediates", None)
+        self._tower.blocks[0].__dict__.pop(_HANDLE, None)
         forget_compiled_code()
 
     __call__ = restore
@@ -313,9 +312,12 @@ class Pruning:
             x = tower.tokens(args[0])
             entering = partial(self.kept_before, number)
 
-            @functools.cache  # a strategy may ask more than once
+            asked: list[tuple[Tensor, Tensor]] = []  # functools.cache cannot be traced by torch.compile
+
             def query_key() -> tuple[Tensor, Tensor]:
-                return tower.query_key(block, x, tower.cut(block, args, kwargs, entering)[1])
+                if not asked:
+                    asked.append(tower.query_key(block, x, tower.cut(block, args, kwargs, entering)[1]))
+                return asked[0]
 
             plan = self._plan(number, x, query_key)
             if plan is not None:
@@ -335,7 +337,9 @@ class Pruning:
         n = tokens.shape[1] - tower.num_prefix_tokens
         first = number == self._first
         counts = self.strategy.schedule(n, len(tower.blocks)) if first else record.counts
-        if counts.get(number, n) >= n and bias is None:  # the block's own, bit for bit
+        dropped = record.entered is not None and not first and tokens.shape[1] < record.entered[1]
+        spares = dropped and self._spares(number)
+        if counts.get(number, n) >= n and bias is None and not spares:  # the block's own, bit for bit
             self._plan(number, tokens, _not_needed)
             record.sizes[number + 1] = record.sizes.get(number)
             earlier = self._inside[number]
@@ -350,9 +354,14 @@ class Pruning:
         if plan is not None:
             tokens, sizes = merge_tokens(tokens, sizes, plan)
         record.sizes[number + 1] = sizes
-        if self.strategy.spares_last_mlp and number == len(tower.blocks) and not tower.reads_patches:
+        if self._spares(number):
             tokens = tokens[:, : tower.num_prefix_tokens]
         return tower.tokens(tower.mlp_half(block, tokens))
+
+    def _spares(self, number: int) -> bool:
+        """Whether this block's MLP may run on the prefix alone."""
+        last = number == len(self._tower.blocks)
+        return last and self.strategy.spares_last_mlp and not self._tower.reads_patches
 
     def _refuse_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the tower's `forward_intermediates`, which would lay the kept tokens out as the whole grid."""
@@ -386,7 +395,7 @@ def restore(model: nn.Module) -> None:
 
 def active_pruning(tower: Tower) -> Pruning | None:
     """The handle of the pruning that is in force on this tower; a deep copy of a pruned model has its own."""
-    return tower.module.__dict__.get(_HANDLE)
+    return tower.blocks[0].__dict__.get(_HANDLE)
 
 
 def forget_compiled_code() -> None:

@@ -170,7 +170,7 @@ def check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) 
 
     solved: dict[str, Strategy | None] = {run.model: strategy for run in runs}
     for model, pretrained in dict.fromkeys((run.model, run.pretrained) for run in runs):
-        library(args.model_type).check(model, pretrained)
+        library(args.model_type).check(model, pretrained, args.model_cache_dir)
         if strategy or args.extract_attention:
             solved[model] = check_tower(args.model_type, model, strategy, args.target_gmacs)
     return solved
@@ -288,10 +288,12 @@ def config_of(args: argparse.Namespace, run: Run, strategy: Strategy | None, set
     def file(path: str | None) -> str | None:
         return results.fingerprint(path) if path and os.path.isfile(path) else path
 
-    # The weights of a model in a folder; those of a hub's model go by its name.
-    folder = Path(run.model) if args.model_type == "hf" and os.path.isdir(run.model) else None
-    own = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")) if folder else []
-    library = {"model_type": "hf", "weights": [file(str(path)) for path in own]} if args.model_type == "hf" else {}
+    library: dict[str, Any] = {}
+    if (
+        args.model_type == "hf"
+    ):  # all that is in a model's folder: weights, configuration, words, what it does to images
+        own = sorted(path for path in Path(run.model).glob("*") if path.is_file()) if os.path.isdir(run.model) else []
+        library = {"model_type": "hf", "files": [[path.name, file(str(path))] for path in own]}
 
     bundled = (run.model, run.pretrained) == (demo.MODEL, demo.TAG)
     return {

@@ -11,6 +11,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from anchorprune import results
@@ -112,7 +113,7 @@ def run_speed(args: argparse.Namespace) -> None:
         from anchorprune.towers import find_tower, library
 
         settings = Settings(device=device_of(args), precision=precision_of(args), seed=args.seed)
-        library(args.model_type).check(args.model, args.pretrained)
+        library(args.model_type).check(args.model, args.pretrained, args.model_cache_dir)
         with warnings.catch_warnings():
             if not args.pretrained:  # time depends on no weight
                 warnings.filterwarnings("ignore", "open_clip: No pretrained weights")
@@ -194,7 +195,7 @@ def measure(
     candidates = [_Candidate(model, strategy, compile_mode) for strategy in strategies]
     memory = []
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (torch 2.14).
-    with torch.no_grad(), settings.autocast():
+    with torch.no_grad(), settings.autocast(), _apart(len(candidates)) if compile_mode else nullcontext():
         for candidate in candidates:
             with candidate as encode:
                 encode(images)  # warms up, and says how many tokens are kept
@@ -206,7 +207,7 @@ def measure(
         Speed(
             strategy=candidate.strategy,
             batch_size=batch_size,
-            tokens=tower.num_tokens if candidate.pruning is None else candidate.pruning.tokens_after or 0,
+            tokens=candidate.tokens or tower.num_tokens,
             tokens_before=tower.num_tokens,
             gmacs=candidate.flops / 2e9,
             milliseconds=tuple(1000 * each for each in own),
@@ -239,6 +240,14 @@ class _Candidate:
             self.pruning.restore()
         self._encode = module if compile_mode is None else torch.compile(module, mode=compile_mode, fullgraph=True)
 
+    @property
+    def tokens(self) -> int | None:
+        """That reach the end; None for the unpruned tower."""
+        if self.pruning is None:
+            return None
+        assert self.pruning.tokens_after is not None, "another tower's compiled code ran"
+        return self.pruning.tokens_after
+
     def __enter__(self) -> Callable[[Any], Any]:
         if self.pruning and not self._stays:
             self.pruning.__enter__()
@@ -247,6 +256,17 @@ class _Candidate:
     def __exit__(self, *error: object) -> None:
         if self.pruning and not self._stays:
             self.pruning.restore()
+
+
+def _apart(candidates: int) -> AbstractContextManager[Any]:
+    """Compiled code of one candidate never runs for another: by default its guards do not look at hooks."""
+    import torch._dynamo
+
+    limit = max(8, 2 * candidates)
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
+        skip_nnmodule_hook_guards=False, recompile_limit=limit
+    )
+    return patch
 
 
 def describe(where: dict[str, Any], args: argparse.Namespace) -> str:

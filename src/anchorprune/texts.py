@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 # Changes when other numbers would be computed for the same key.
 _VERSION = 1
+# Where the image towers of open_clip and transformers are.
+_IMAGE = ("visual.", "model.vision_model.", "model.visual_projection.")
 
 
 @torch.no_grad()
@@ -39,7 +41,9 @@ def encode_texts(model: Any, tokens: Tensor, device: torch.device, batch_size: i
 
 def _causal_tower(model: Any) -> Any | None:
     """The module that adds positions and masks in open_clip's text towers; None for one that must see the padding."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     tower = getattr(model, "text", model)
+    tower = getattr(tower, "_orig_mod", tower)
     mask, positions = getattr(tower, "attn_mask", None), getattr(tower, "positional_embedding", None)
     if not isinstance(mask, Tensor) or not isinstance(positions, nn.Parameter) or mask.dim() != 2:
         return None
@@ -110,12 +114,21 @@ def classifier_key(
     digest = hashlib.sha256()
     prompts = templates if isinstance(templates, dict) else list(templates)
     digest.update(json.dumps([_VERSION, torch.__version__, precision, list(classes), prompts]).encode())
-    digest.update(tokenizer(list(classes)).numpy().tobytes())  # two vocabularies would differ here
-    for name, part in model.named_children():
-        if name != "visual":
-            digest.update(f"{name} {part}".encode())  # its layers and their options, the activation among them
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("visual."):
+    # Two vocabularies would differ somewhere in these.
+    if isinstance(templates, dict):
+        some = list(classes) + [own[0] for own in templates.values() if own]
+    else:
+        some = [t.format(c=classes[0]) for t in templates] + [templates[0].format(c=name) for name in classes]
+    digest.update(tokenizer(some).numpy().tobytes())
+    for name, part in model.named_modules():
+        if not name.startswith(_IMAGE):
+            plain = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str)) and k != "training"}
+            config: Any = getattr(part, "config", None)
+            own = config.to_json_string() if hasattr(config, "to_json_string") else ""  # transformers
+            digest.update(f"{name} {type(part).__name__} {sorted(plain.items())} {own}".encode())
+    tensors = {**model.state_dict(), **dict(model.named_buffers())}  # with those that are not saved, as masks are
+    for name, tensor in sorted(tensors.items()):
+        if not name.startswith(_IMAGE):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -20,7 +20,7 @@ LIBRARIES = {"open_clip": "open_clip", "hf": "huggingface", "timm": "timm"}
 
 
 def library(model_type: str) -> Any:
-    """The file of this folder with `check`, `skeleton` and `load` for models of this `--model_type`."""
+    """The file of this folder with `check` and `load`, and but for timm `skeleton`, for this `--model_type`."""
     return importlib.import_module(f"{__name__}.{LIBRARIES[model_type]}")
 
 

@@ -15,7 +15,7 @@ from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
 # Models by the name of their class, with how many tokens stand before the patches.
 _PREFIX = {"CLIPVisionModel": 1, "ChineseCLIPVisionModel": 1, "SiglipVisionModel": 0}
 CHINESE_LENGTH = 52  # tokens that Chinese CLIP was trained with; its BERT could take more
-# The same before transformers 5.
+# The same in older versions of transformers.
 _OLD = "CLIPVisionTransformer", "ChineseCLIPVisionTransformer", "SiglipVisionTransformer"
 
 
@@ -25,14 +25,14 @@ def match(model: nn.Module) -> HuggingFaceTower | None:
     Raises:
         UserError: a transformers model whose tower cannot be pruned.
     """
-    if isinstance(model, HuggingFaceCLIP):
+    if pooled := isinstance(model, HuggingFaceCLIP):
         model = model.model
     if not type(model).__module__.startswith("transformers."):
         return None
     visual: Any = getattr(model, "vision_model", model)
     kind = type(visual).__name__
     if kind in _OLD:
-        raise UserError(f"cannot prune {kind}: anchorprune needs transformers 5 or later; upgrade it")
+        raise UserError(f"cannot prune {kind}: anchorprune needs a newer transformers (5.23 is known to work)")
     if kind not in _PREFIX:
         reason = "its patches come in any number and shape" if kind.startswith("Siglip2") else "it is another tower"
         raise UserError(f"cannot prune {kind}: {reason}; CLIP, Chinese CLIP and SigLIP of transformers can be pruned")
@@ -45,8 +45,8 @@ def match(model: nn.Module) -> HuggingFaceTower | None:
         num_prefix_tokens=prefix,
         grid=(side, side),
         image_size=(config.image_size, config.image_size),
-        # Of what the vision model gives, a whole CLIP reads the pooled token alone.
-        reads_patches=type(model).__name__ not in ("CLIPModel", "ChineseCLIPModel"),
+        # Every other model hands all tokens on to its caller (`last_hidden_state`).
+        reads_patches=not pooled or prefix == 0,
         has_cls=prefix > 0,
     )
 
@@ -101,21 +101,24 @@ def _pooled(output: Any) -> Tensor:
     return features
 
 
-def check(model: str, pretrained: str) -> None:
+def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
     """Raise UserError unless `model` is a folder or a hub's model that transformers has an image and a text tower for.
 
     `pretrained` has no meaning: these models come with their weights.
     """
-    _config(model)
+    _configs[model] = _config(model, cache_dir)
 
 
-def _config(model: str) -> Any:
+_configs: dict[str, Any] = {}  # of what was checked, by name
+
+
+def _config(model: str, cache_dir: str | None) -> Any:
     try:
         import transformers
     except ImportError as error:
         raise UserError("--model_type hf: needs transformers: pip install transformers") from error
     try:
-        config = transformers.AutoConfig.from_pretrained(model)
+        config = transformers.AutoConfig.from_pretrained(model, cache_dir=cache_dir)
     except Exception as error:  # of the hub's clients, of JSON, of transformers itself
         raise _loading_error(model, error) from error
     if config.model_type not in ("clip", "chinese_clip", "siglip"):
@@ -132,11 +135,11 @@ def _loading_error(model: str, error: Exception) -> UserError:
 
 
 def skeleton(model: str) -> nn.Module | None:
-    """The model without weights, to look at its tower before anything large is read."""
+    """A model that was checked, without weights, to look at its tower before anything large is read."""
     import transformers
 
     with torch.device("meta"):
-        built: nn.Module = transformers.AutoModel.from_config(_config(model))
+        built: nn.Module = transformers.AutoModel.from_config(_configs[model])
     return built
 
 
@@ -151,7 +154,7 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     Raises:
         UserError: no such model, weights that are damaged or missing, no network.
     """
-    config = _config(model)
+    config = _config(model, cache_dir)
     import transformers
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)

@@ -118,7 +118,7 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def check(model: str, pretrained: str) -> None:
+def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
     """Raise UserError unless open_clip knows the model and the weights are a tag of its or a file."""
     import open_clip
 

@@ -29,7 +29,8 @@ def match(model: nn.Module) -> TimmTower | None:
     visual: Any = getattr(model, "visual", model)
     if type(visual).__name__ == "TimmModel":
         tower = _tower(visual.trunk)
-        return replace(tower, module=visual)
+        pooled = visual.trunk.global_pool == "token" and getattr(visual.trunk, "attn_pool", None) is None
+        return replace(tower, module=visual, reads_patches=not pooled)
     return _tower(visual) if type(visual).__module__.startswith("timm.") else None
 
 
@@ -57,7 +58,7 @@ def _tower(trunk: Any) -> TimmTower:
         num_prefix_tokens=prefix,
         grid=tuple(trunk.patch_embed.grid_size),
         image_size=tuple(trunk.patch_embed.img_size),
-        reads_patches=trunk.global_pool != "token" or getattr(trunk, "attn_pool", None) is not None,
+        reads_patches=True,  # forward_features gives them to its caller
         has_cls=getattr(trunk, "cls_token", None) is not None,
     )
 
@@ -141,7 +142,7 @@ class TimmTower(Tower):
         return q, k, v
 
 
-def check(model: str, pretrained: str) -> None:
+def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
     """Raise UserError unless timm knows the model, and its weights where a tag (`NAME.TAG`) is given."""
     import timm
 
@@ -152,18 +153,6 @@ def check(model: str, pretrained: str) -> None:
         raise UserError(
             f"--pretrained {pretrained}: is none of timm's for {model} ({', '.join(tags) or 'it has none'})"
         )
-
-
-def skeleton(model: str) -> nn.Module | None:
-    """The model without weights; None for those that compute with values while they are built."""
-    import timm
-
-    try:
-        with torch.device("meta"):
-            built: nn.Module = timm.create_model(model)
-    except (RuntimeError, NotImplementedError):
-        return None
-    return built
 
 
 def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:

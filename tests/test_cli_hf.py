@@ -1,0 +1,128 @@
+"""`--model_type hf`: a folder of transformers is evaluated, pruned, swept and timed like any other model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from libraries import hf_clip, hf_siglip
+from test_cli_material import World, command, evaluated, make_world, read, tree
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from anchorprune.evaluate import Settings, evaluate
+from anchorprune.strategies import make_strategy
+from anchorprune.towers import huggingface
+
+FLAGS = ["--no_amp", "--num_workers", 0, "--batch_size", 8]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield make_world(tmp_path_factory.mktemp("world"), patch)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as `save_pretrained` leaves it, with a tokenizer of words."""
+    path = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    (hf_clip() if request.param == "clip" else hf_siglip()).save_pretrained(path)
+    words = ["<s>", "<pad>", "</s>", "<unk>", "a", "photo", "of", "the", "."]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    fast.save_pretrained(path)
+    size = {"height": 32, "width": 32}
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(path)
+    return path
+
+
+def test_a_folder_is_evaluated_unpruned_and_pruned(world: World, folder: Path) -> None:
+    flags = ["--model_type", "hf", "--model", folder, *world.things, *FLAGS, "--output", "r.json"]
+    dense = evaluated(*flags)
+    assert dense["pretrained"] == ""
+    assert dense["cost"]["gmacs"] == dense["cost"]["gmacs_dense"] > 0
+    pruned = evaluated(*flags, "--enable_pruning", "--strategy", "thin", "--keep_patches", 5)
+    prefix = 1 if folder.name.startswith("clip") else 0
+    assert (pruned["pruning"]["tokens_before"], pruned["pruning"]["tokens_after"]) == (16 + prefix, 5 + prefix)
+    assert pruned["cost"]["gmacs"] < dense["cost"]["gmacs"]
+    assert pruned["config_hash"] != dense["config_hash"]
+
+
+def test_features_are_those_that_transformers_gives(folder: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    loaded = huggingface.load(str(folder), "", cache_dir=None, device=CPU, precision="fp32")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens = loaded.tokenizer(["a photo of the", "a"])
+    assert tokens.shape == (2, model.config.text_config.max_position_embeddings)
+    with torch.no_grad():
+        out = model(input_ids=tokens, pixel_values=images)
+        ours = [loaded.model.encode_image(images), loaded.model.encode_text(tokens)]
+    for own, theirs in zip(ours, (out.image_embeds, out.text_embeds), strict=True):
+        torch.testing.assert_close(torch.nn.functional.normalize(own, dim=-1), theirs)
+
+
+def test_it_can_be_swept_and_timed(world: World, folder: Path) -> None:
+    model = ["--model_type", "hf", "--model", folder]
+    swept = command("sweep", *model, *world.things, *FLAGS, "--strategies", "tome --r 2", "--out", "out")
+    assert swept.code == 0, swept.err
+    assert read("out/tome_r_2.json")["pruning"]["strategy"] == "tome"
+    timed = command(
+        "speed", *model, "--batch_size", 2, "--repeats", 2, "--strategies", "thin --keep_patches 5", "--no_amp"
+    )
+    assert timed.code == 0, timed.err
+
+
+def test_other_weights_in_the_same_folder_are_another_configuration(world: World, folder: Path) -> None:
+    flags = ["--model_type", "hf", "--model", folder, *world.things, *FLAGS, "--output", "r.json"]
+    before = evaluated(*flags)["config_hash"]
+    weights = folder / "model.safetensors"
+    original = weights.read_bytes()
+    try:
+        weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        assert evaluated(*flags)["config_hash"] != before
+    finally:
+        weights.write_bytes(original)
+    assert evaluated(*flags)["config_hash"] == before
+
+
+def test_what_cannot_be_evaluated_is_one_line(
+    world: World, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("bert")
+    transformers.BertConfig().save_pretrained(other)
+    empty = tmp_path_factory.mktemp("empty")
+    for model, says in {
+        str(other): "is a bert model; CLIP, Chinese CLIP and SigLIP of transformers can be evaluated",
+        str(empty): "cannot be loaded by transformers",
+        "no/such-model": "cannot be loaded by transformers",
+    }.items():
+        outcome = command("eval", "--model_type", "hf", "--model", model, *world.things, *FLAGS)
+        assert outcome.code == 2
+        assert len([line for line in outcome.err if line.startswith("anchorprune: error")]) == 1
+        assert says in outcome.err[-1]
+    assert not tree(here)
+
+
+def test_the_library_evaluates_it_too(world: World, folder: Path) -> None:
+    from anchorprune.datasets import open_dataset
+
+    loaded = huggingface.load(str(folder), "", cache_dir=None, device=CPU, precision="fp32")
+    dataset = open_dataset("bundled", split="test", transform=loaded.transform)
+    settings = Settings(CPU, precision="fp32", limit=6, num_workers=0, verbose=False)
+    found = evaluate(loaded, dataset, make_strategy("tome", r=2), settings)
+    assert found.result["n_samples"] == 6
