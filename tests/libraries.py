@@ -113,6 +113,8 @@ LIBRARIES: dict[str, Callable[[], Any]] = {
     "timm ViT, attention pooling, no CLS (SigLIP)": lambda: timm_vit(class_token=False, global_pool="map"),
     "timm Eva, rotary": timm_eva,
     "timm Eva, q/k/v apart, LayerScale": lambda: timm_eva(qkv_fused=False, init_values=0.5),
+    "timm Eva, norms after attention and MLP (EVA02-E)": lambda: timm_eva(use_post_norm=True),
+    "timm Eva, attention of its ViTs (PE-Core)": lambda: timm_eva(attn_type="rope", norm_layer=torch.nn.LayerNorm),
     "timm Eva, registers, halves rotated (DINOv3)": lambda: timm_eva(
         num_reg_tokens=4, rope_type="dinov3", rope_rotate_half=True, use_abs_pos_emb=False
     ),

@@ -14,8 +14,9 @@ from anchorprune.errors import UserError, did_you_mean
 from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
 
 _TOWERS = ("VisionTransformer", "Eva")
-_BLOCKS = ("Block", "EvaBlock")
-_ATTENTION = ("Attention", "EvaAttention")
+_POST_NORM = "EvaBlockPostNorm"
+_BLOCKS = ("Block", "EvaBlock", _POST_NORM)
+_ATTENTION = ("Attention", "AttentionRope", "EvaAttention")
 _CONVOLUTIONAL = ("ConvNeXt", "ResNet", "FastVit", "ByobNet", "MobileNet", "EfficientNet", "RegNet")
 _WINDOWED = ("Swin", "Hiera")
 
@@ -48,6 +49,8 @@ def _tower(trunk: Any) -> TimmTower:
         if type(block).__name__ not in _BLOCKS or type(attention).__name__ not in _ATTENTION:
             names = f"{type(block).__name__} with {type(attention).__name__}"
             raise UserError(f"cannot prune {kind} of timm: its blocks, {names}, are of a kind that anchorprune lacks")
+        if getattr(attention, "num_kv_groups", 1) > 1:
+            raise UserError(f"cannot prune {kind} of timm: its heads share keys (grouped-query attention)")
     if not hasattr(trunk.patch_embed, "grid_size") or trunk.patch_embed.grid_size is None:
         raise UserError(f"cannot prune {kind} of timm: its images come in any size (dynamic_img_size)")
     prefix = trunk.num_prefix_tokens
@@ -65,7 +68,10 @@ def _tower(trunk: Any) -> TimmTower:
 
 @dataclass
 class TimmTower(Tower):
-    """Blocks of `norm1`, `attn`, `norm2`, `mlp`; in Eva with rotary embedding, which is cut with the tokens."""
+    """Blocks of `norm1`, `attn`, `norm2`, `mlp`, each norm before its part, or after it (`EvaBlockPostNorm`).
+
+    In Eva with rotary embedding, which is cut with the tokens.
+    """
 
     def num_heads(self, block: Any) -> int:
         return int(block.attn.num_heads)
@@ -90,13 +96,13 @@ class TimmTower(Tower):
         return super().mask_bias(block, mask, x)
 
     def query_key(self, block: Any, x: Tensor, call: Call = NO_CALL) -> tuple[Tensor, Tensor]:
-        q, k, _ = self._project(block, block.norm1(x), call)
+        q, k, _ = self._project(block, self._before(block, 1, x), call)
         return q, k
 
     def attention_half(
         self, block: Any, x: Tensor, bias: Tensor | None, call: Call = NO_CALL
     ) -> tuple[Tensor, Tensor, Tensor]:
-        attention, normed = block.attn, block.norm1(x)
+        attention, normed = block.attn, self._before(block, 1, x)
         q, k, v = self._project(block, normed, call)
         dropout = attention.attn_drop.p if attention.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
@@ -104,14 +110,20 @@ class TimmTower(Tower):
         if getattr(attention, "gate", None) is not None:
             y = y * attention.gate(normed).sigmoid()
         y = attention.proj_drop(attention.proj(y))
-        return x + block.drop_path1(self._scaled(block, 1, y)), q, k
+        return x + block.drop_path1(self._after(block, 1, y)), q, k
 
     def mlp_half(self, block: Any, x: Tensor) -> Tensor:
-        y: Tensor = x + block.drop_path2(self._scaled(block, 2, block.mlp(block.norm2(x))))
+        y: Tensor = x + block.drop_path2(self._after(block, 2, block.mlp(self._before(block, 2, x))))
         return y
 
-    def _scaled(self, block: Any, half: int, y: Tensor) -> Tensor:
-        """LayerScale, by the name that each kind of block has for it."""
+    def _before(self, block: Any, half: int, x: Tensor) -> Tensor:
+        """What a half's part gets of the residual stream."""
+        return x if type(block).__name__ == _POST_NORM else getattr(block, f"norm{half}")(x)
+
+    def _after(self, block: Any, half: int, y: Tensor) -> Tensor:
+        """What of a half's part is added to the residual stream: LayerScale has a name in each kind of block."""
+        if type(block).__name__ == _POST_NORM:
+            y = getattr(block, f"norm{half}")(y)
         scale, gamma = getattr(block, f"ls{half}", None), getattr(block, f"gamma_{half}", None)
         if scale is not None:
             y = scale(y)
