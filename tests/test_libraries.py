@@ -20,7 +20,7 @@ import anchorprune
 from anchorprune import UserError
 from anchorprune.cost import image_tower_flops
 from anchorprune.strategies import make_strategy, registry
-from anchorprune.tokens import Tokens, attention_received
+from anchorprune.tokens import Tokens, attention_from, attention_received, head_attention
 from anchorprune.towers import find_tower
 
 every_library = pytest.mark.parametrize("library", LIBRARIES)
@@ -169,6 +169,62 @@ def test_without_a_cls_token_a_patch_matters_by_the_attention_that_it_gets() -> 
             attention = naive.attention(q[i], k[i])
             expected = [sum(row[j] for row in attention) / 9 for j in range(prefix, 9)]
             assert attention_received(tokens)[i].tolist() == pytest.approx(expected)
+
+
+@torch.no_grad()
+def test_the_query_of_siglips_head_is_what_its_attention_uses(images: Tensor) -> None:
+    model = LIBRARIES["transformers SigLIP"]()
+    head, tower = model.vision_model.head, find_tower(model)
+    x = model.vision_model.encoder(model.vision_model.embeddings(images)).last_hidden_state
+    normed = model.vision_model.post_layernorm(x)
+    probe = head.probe.expand(len(x), -1, -1)
+    _, weights = head.attention(probe, normed, normed, need_weights=True)
+    torch.testing.assert_close(attention_from(*tower.pool_query_key(x)), weights[:, 0])
+
+
+@torch.no_grad()
+def test_the_query_of_timms_head_is_what_its_pooling_uses(images: Tensor) -> None:
+    model = LIBRARIES["timm ViT, attention pooling, no CLS (SigLIP)"]()
+    pool, normed = model.attn_pool, model.forward_features(images)
+    model.norm = torch.nn.Identity()  # normed already
+    q, k = find_tower(model).pool_query_key(normed)
+    v = pool.kv(normed).chunk(2, dim=-1)[1].unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+    pooled = pool.proj((head_attention(q, k) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close((pooled + pool.mlp(pool.norm(pooled)))[:, 0], pool(normed), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("library", ["transformers SigLIP", "timm ViT, attention pooling, no CLS (SigLIP)"])
+def test_the_pooling_heads_query_can_stand_in_for_cls(library: str, images: Tensor) -> None:
+    model = LIBRARIES[library]()
+    tower, seen = find_tower(model), []
+    hook = tower.blocks[1].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    encode(model, images)
+    hook.remove()
+    expected = attention_from(*tower.pool_query_key(seen[0])).topk(5, dim=1).indices.sort(dim=1).values
+    fields = {"k_anchors": 5, "top_m": 0}
+    with anchorprune.prune(model, "anchor", cls_substitute="pool_query", **fields) as pruning:
+        encode(model, images)
+    assert torch.equal(pruning.kept, expected)
+    with anchorprune.prune(model, "anchor", **fields) as pruning:
+        encode(model, images)
+    assert not torch.equal(pruning.kept, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strategy", ["anchor", "cls_attention", "evit"])
+def test_where_no_head_has_a_query_it_cannot_stand_in(strategy: str, images: Tensor) -> None:
+    model = LIBRARIES["timm ViT, registers and no CLS"]()
+    with (
+        anchorprune.prune(model, strategy, cls_substitute="pool_query", **SMALL[strategy]),
+        pytest.raises(UserError, match="this tower's pooling has no query; use received"),
+    ):
+        encode(model, images)
+    with_cls = LIBRARIES["timm ViT"]()
+    with anchorprune.prune(with_cls, strategy, **SMALL[strategy]):
+        expected = encode(with_cls, images)
+    with anchorprune.prune(with_cls, strategy, cls_substitute="pool_query", **SMALL[strategy]):
+        assert torch.equal(encode(with_cls, images), expected)  # CLS is there: nothing to stand in for
 
 
 @torch.no_grad()

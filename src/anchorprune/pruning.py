@@ -297,7 +297,15 @@ class Pruning:
         plan = None
         if (count := record.counts.get(number, n)) < n - prefix:
             depth = number / len(tower.blocks)
-            tokens = Tokens(x, prefix, query_key, record.sizes.get(number), depth, tower.has_cls)
+            tokens = Tokens(
+                x,
+                prefix,
+                query_key,
+                record.sizes.get(number),
+                depth,
+                tower.has_cls,
+                lambda: tower.pool_query_key(x[:, prefix:]),
+            )
             with torch.no_grad():  # which tokens go on is a choice; gradients flow through the tokens themselves
                 plan = self.strategy.plan(tokens, count)
         record.plans[number] = plan

@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anchorprune.errors import FieldError
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -29,6 +31,8 @@ class Tokens:
         sizes: `[B, N]`, float32: how many of the image's own tokens each stands for; None where each is one.
         depth: the block's place among the tower's, 0 … 1: block ℓ of L has ℓ / L.
         has_cls: whether token 0 is a CLS token.
+        pool_query_key: gives the queries `[B, H, M, d]` of the tower's attention-pooling head and its keys of the
+            patches `[B, H, n, d]`; None where no head has a query.
     """
 
     x: Tensor
@@ -37,6 +41,7 @@ class Tokens:
     sizes: Tensor | None = None
     depth: float = 1.0
     has_cls: bool = True
+    pool_query_key: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,19 @@ def cls_attention(q: Tensor, k: Tensor) -> Tensor:
     return attention_from(q[:, :, :1], k)
 
 
-def attention_received(tokens: Tokens) -> Tensor:
+def attention_received(tokens: Tokens, substitute: str = "received") -> Tensor:
     """What says how much each patch matters, `[B, n]`: the attention that CLS pays it.
 
-    Without a CLS token the attention that it gets from all tokens, on average.
+    Without a CLS token the attention that it gets from all tokens, on average, or with `substitute` "pool_query" from
+    the query of the head that pools the patches at the tower's end.
+
+    Raises:
+        FieldError: "pool_query" in a tower that has neither CLS nor such a head.
     """
+    if not tokens.has_cls and substitute == "pool_query":
+        if (pool := tokens.pool_query_key()) is None:
+            raise FieldError("cls_substitute", substitute, "this tower's pooling has no query; use received")
+        return attention_from(*pool)
     q, k = tokens.query_key()
     received = cls_attention(q, k) if tokens.has_cls else attention_from(q, k)
     return received[:, tokens.num_prefix_tokens :]

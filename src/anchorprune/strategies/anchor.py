@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from anchorprune.errors import FieldError, UserError
-from anchorprune.strategies.base import Strategy, option
+from anchorprune.strategies.base import Strategy, cls_substitute_option, option
 from anchorprune.tokens import (
     TokenPlan,
     Tokens,
@@ -47,6 +47,7 @@ class Anchor(Strategy):
         "to_anchors: attention that a token pays the anchors; from_anchors: that it gets from them",
         ["to_anchors", "from_anchors"],
     )
+    cls_substitute: str = cls_substitute_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +72,7 @@ class Anchor(Strategy):
         return f"--k_anchors {max(1, keep // 6)} --top_m {keep - max(1, keep // 6)}"
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
-        x, (q, k), received = tokens.x, tokens.query_key(), attention_received(tokens)
+        x, (q, k), received = tokens.x, tokens.query_key(), attention_received(tokens, self.cls_substitute)
         if self.selection == "first_image":
             x, q, k, received = x[:1], q[:1], k[:1], received[:1]
         top_m = keep_patches - self.k_anchors

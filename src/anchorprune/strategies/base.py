@@ -26,6 +26,16 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None, kind: 
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "kind": kind})
 
 
+def cls_substitute_option() -> Any:
+    """The field of strategies that go by CLS attention."""
+    return option(
+        "received",
+        "what stands in for CLS attention in a tower without CLS. received: the attention that a patch gets from all "
+        "tokens; pool_query: from the query of the head that pools the patches",
+        ["received", "pool_query"],
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Strategy(ABC):
     """Decides which tokens go on from some of the blocks.

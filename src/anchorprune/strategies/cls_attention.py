@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from anchorprune.strategies.base import StepwiseStrategy, option
+from anchorprune.strategies.base import StepwiseStrategy, cls_substitute_option, option
 from anchorprune.tokens import TokenPlan, Tokens, attention_received, keep_with_prefix, top_indices
 
 
@@ -21,6 +21,9 @@ class ClsAttention(StepwiseStrategy):
     acts: ClassVar = "inside"
 
     prune_layers: tuple[int, ...] = option((4, 7, 10), "act in these blocks, counted from 1, ascending", kind=int)
+    cls_substitute: str = cls_substitute_option()
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
-        return TokenPlan(keep_with_prefix(top_indices(attention_received(tokens), keep_patches), tokens))
+        return TokenPlan(
+            keep_with_prefix(top_indices(attention_received(tokens, self.cls_substitute), keep_patches), tokens)
+        )

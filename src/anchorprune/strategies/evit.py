@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from anchorprune.strategies.base import StepwiseStrategy, option
+from anchorprune.strategies.base import StepwiseStrategy, cls_substitute_option, option
 from anchorprune.tokens import TokenPlan, Tokens, attention_received, keep_with_prefix
 
 
@@ -24,11 +24,12 @@ class EViT(StepwiseStrategy):
     acts: ClassVar = "inside"
 
     prune_layers: tuple[int, ...] = option((4, 7, 10), "act in these blocks, counted from 1, ascending", kind=int)
+    cls_substitute: str = cls_substitute_option()
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
         import torch
 
-        prefix, scores = tokens.num_prefix_tokens, attention_received(tokens)
+        prefix, scores = tokens.num_prefix_tokens, attention_received(tokens, self.cls_substitute)
         order = scores.sort(dim=1, descending=True, stable=True).indices
         fused = order[:, keep_patches - 1 :].sort(dim=1).values  # the first hosts the others
         keep = keep_with_prefix(torch.cat([order[:, : keep_patches - 1], fused[:, :1]], dim=1), tokens)

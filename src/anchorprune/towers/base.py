@@ -71,6 +71,17 @@ class Tower(ABC):
         """A block's input, or output, as `[B, N, D]`. Its own inverse."""
         return x if self.batch_first else x.transpose(0, 1)
 
+    def pool_query_key(self, patches: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the attention-pooling head would ask of patches that ended here; None where no head has a query.
+
+        Args:
+            patches: `[B, n, D]`, of the residual stream after any block.
+
+        Returns:
+            The head's own queries `[B, H, M, d]` and its keys of the patches `[B, H, n, d]`, scaled as in `query_key`.
+        """
+        return None
+
     @abstractmethod
     def num_heads(self, block: nn.Module) -> int:
         """H of a block."""

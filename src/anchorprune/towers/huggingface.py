@@ -58,6 +58,17 @@ class HuggingFaceTower(Tower):
     def num_heads(self, block: Any) -> int:
         return int(block.self_attn.num_heads)
 
+    def pool_query_key(self, patches: Tensor) -> tuple[Tensor, Tensor] | None:
+        module: Any = self.module
+        if getattr(module, "head", None) is None:
+            return None
+        head = module.head.attention
+        (q_weight, k_weight, _), (q_bias, k_bias, _) = head.in_proj_weight.chunk(3), head.in_proj_bias.chunk(3)
+        q = F.linear(module.head.probe, q_weight, q_bias).expand(len(patches), -1, -1)
+        k = F.linear(module.post_layernorm(patches), k_weight, k_bias)
+        q, k = (y.unflatten(-1, (head.num_heads, -1)).transpose(1, 2) for y in (q, k))
+        return q, k
+
     def query_key(self, block: Any, x: Tensor, call: Call = NO_CALL) -> tuple[Tensor, Tensor]:
         attention, x = block.self_attn, block.layer_norm1(x)
         return self._heads(block, attention.q_proj(x)), self._heads(block, attention.k_proj(x))

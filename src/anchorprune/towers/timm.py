@@ -53,6 +53,8 @@ def _tower(trunk: Any) -> TimmTower:
             raise UserError(f"cannot prune {kind} of timm: its heads share keys (grouped-query attention)")
     if not hasattr(trunk.patch_embed, "grid_size") or trunk.patch_embed.grid_size is None:
         raise UserError(f"cannot prune {kind} of timm: its images come in any size (dynamic_img_size)")
+    if getattr(getattr(trunk, "attn_pool", None), "pos_embed", None) is not None:
+        raise UserError(f"cannot prune {kind} of timm: its pooling head has a place for each patch of the whole grid")
     prefix = trunk.num_prefix_tokens
     return TimmTower(
         module=trunk,
@@ -75,6 +77,16 @@ class TimmTower(Tower):
 
     def num_heads(self, block: Any) -> int:
         return int(block.attn.num_heads)
+
+    def pool_query_key(self, patches: Tensor) -> tuple[Tensor, Tensor] | None:
+        trunk: Any = getattr(self.module, "trunk", self.module)
+        pool: Any = getattr(trunk, "attn_pool", None)
+        if type(pool).__name__ != "AttentionPoolLatent":
+            return None
+        q = pool.q(pool.latent).expand(len(patches), -1, -1)
+        k = pool.kv(trunk.norm(patches)).chunk(2, dim=-1)[0]
+        q, k = (y.unflatten(-1, (pool.num_heads, -1)).transpose(1, 2) for y in (q, k))
+        return pool.q_norm(q), pool.k_norm(k)
 
     def cut(
         self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Callable[[], Tensor | None]
