@@ -258,6 +258,29 @@ def test_gradients_flow_and_are_the_same_under_checkpointing(library: str, strat
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("library", ["transformers CLIP", "timm Eva, rotary"])
+# Not evit: what a token weighs in its fused token is a constant to the gradient, and moves a finite difference.
+@pytest.mark.parametrize("strategy", sorted(set(registry()) - {"evit"}))
+def test_gradients_are_those_of_finite_differences(library: str, strategy: str, images: Tensor) -> None:
+    model = LIBRARIES[library]().double()
+    images = images[:1].double()
+    weight = find_tower(model).blocks[0].mlp.fc1.weight if "Eva" not in library else model.blocks[0].attn.proj.weight
+    with anchorprune.prune(model, strategy, **SMALL[strategy]):
+
+        def loss() -> Tensor:
+            return encode(model, images).square().sum()
+
+        (gradient,) = torch.autograd.grad(loss(), weight)
+        for place in ((0, 0), (3, 5), (7, 2)):
+            values, original = [], weight[place].item()
+            for step in (1e-6, -1e-6):
+                with torch.no_grad():
+                    weight[place] = original + step
+                    values.append(float(loss()))
+                    weight[place] = original
+            assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(gradient[place]), rel=1e-4, abs=1e-4)
+
+
 # Refusals.
 
 
