@@ -105,3 +105,23 @@ def test_torchscript_is_refused(images: Tensor) -> None:
         scripted = torch.jit.trace(make_visual(), images, check_trace=False)
     with pytest.raises(UserError, match=r"TorchScript.*jit=False"):
         anchorprune.prune(scripted, "random", keep_patches=3)
+
+
+@every_strategy
+@pytest.mark.parametrize("pruned_first", [False, True])
+@torch.no_grad()
+def test_two_compiled_models_of_one_class_do_not_run_each_others_code(
+    strategy: str, pruned_first: bool, images: Tensor
+) -> None:
+    dense, pruned = make_visual(), make_visual()
+    expected = dense(images)
+    with anchorprune.prune(pruned, strategy, **SMALL[strategy]) as pruning:
+        expected_pruned = pruned(images)
+        calls = [(dense, expected), (pruned, expected_pruned)]
+        for model, features in reversed(calls) if pruned_first else calls:
+            pruning.record = Record()
+            compiled = torch.compile(model, backend="eager", fullgraph=True)
+            torch.testing.assert_close(compiled(images), features)
+        torch.testing.assert_close(torch.compile(dense, backend="eager")(images), expected)
+        torch.testing.assert_close(torch.compile(pruned, backend="eager")(images), expected_pruned)
+        assert pruning.tokens_after == promised(strategy)

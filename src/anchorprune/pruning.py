@@ -140,7 +140,7 @@ class Pruning:
             )
         schedule = strategy.schedule(tower.num_patches, len(tower.blocks))
         self._first = min(schedule, default=len(tower.blocks))
-        self._inside = {}
+        self._shadowed = {}
         for number, block in enumerate(tower.blocks, 1):
             acts = number in schedule
             # Registered also where the strategy acts inside: it sees the block, the forward below does not.
@@ -149,8 +149,13 @@ class Pruning:
                 self._hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True))
             weighted = strategy.size_weight > 0 and number >= self._first
             if strategy.acts == "inside" and (acts or weighted or self._spares(number)):
-                self._inside[number] = block.__dict__.get("forward")
+                self._shadowed[number] = block.__dict__.get("forward")
                 block.__dict__["forward"] = partial(self._forward, number)
+            elif acts:
+                # The block's own, where torch.compile sees it: its guards do not look at hooks, so that a pruned model
+                # might run what was compiled for an unpruned one of the same class.
+                self._shadowed[number] = block.__dict__.get("forward")
+                block.__dict__["forward"] = block.forward
         if hasattr(tower.module, "forward_intermediates"):
             tower.module.__dict__["forward_intermediates"] = self._refuse_intermediates
         tower.blocks[0].__dict__[_HANDLE] = self
@@ -163,7 +168,7 @@ class Pruning:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for number, earlier in self._inside.items():
+        for number, earlier in self._shadowed.items():
             del self._tower.blocks[number - 1].__dict__["forward"]
             if earlier is not None:
                 self._tower.blocks[number - 1].__dict__["forward"] = earlier
@@ -331,7 +336,7 @@ class Pruning:
             if plan is not None:
                 x, self.record.sizes[number] = merge_tokens(x, self.record.sizes.get(number), plan)
                 args = (tower.tokens(x), *args[1:])
-        if number not in self._inside:
+        if number not in self._shadowed or self.strategy.acts == "input":  # otherwise `_forward` does it
             self.record.sizes[number + 1] = self.record.sizes.get(number)
         if number + acts == self._first:  # none dropped so far
             return args, kwargs
@@ -350,7 +355,7 @@ class Pruning:
         if counts.get(number, n) >= n and bias is None and not spares:  # the block's own, bit for bit
             self._plan(number, tokens, _not_needed)
             record.sizes[number + 1] = record.sizes.get(number)
-            earlier = self._inside[number]
+            earlier = self._shadowed[number]
             return (earlier or MethodType(type(block).forward, block))(x, *args, **kwargs)
 
         mask = find_mask(block, (x, *args), kwargs)

@@ -195,7 +195,7 @@ def measure(
     candidates = [_Candidate(model, strategy, compile_mode) for strategy in strategies]
     memory = []
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (torch 2.14).
-    with torch.no_grad(), settings.autocast(), _apart(len(candidates)) if compile_mode else nullcontext():
+    with torch.no_grad(), settings.autocast(), _room_for(len(candidates)) if compile_mode else nullcontext():
         for candidate in candidates:
             with candidate as encode:
                 encode(images)  # warms up, and says how many tokens are kept
@@ -258,14 +258,11 @@ class _Candidate:
             self.pruning.restore()
 
 
-def _apart(candidates: int) -> AbstractContextManager[Any]:
-    """Compiled code of one candidate never runs for another: by default its guards do not look at hooks."""
+def _room_for(candidates: int) -> AbstractContextManager[Any]:
+    """torch.compile gives up on code after 8 variants of it, and the candidates share theirs."""
     import torch._dynamo
 
-    limit = max(8, 2 * candidates)
-    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
-        skip_nnmodule_hook_guards=False, recompile_limit=limit
-    )
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=max(8, 2 * candidates))
     return patch
 
 

@@ -240,5 +240,6 @@ def facts(result: dict[str, Any]) -> dict[str, str]:
         "Batch size": str(result["batch_size"]),
         "Versions": f"anchorprune {environment['anchorprune']}, torch {environment['torch']}, "
         f"open_clip {environment['open_clip']}",
-        "Timing": "all ways in turns, batch by batch, in one process",
+        "Timing": "all ways in turns, batch by batch, in one process; blocks that a way does not prune yet count with "
+        "the time that the unpruned tower took for them",
     }
