@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never reaches for a hub
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="anchorprune-tests-")  # nor for what somebody computed before
@@ -70,3 +73,19 @@ def clip() -> open_clip.CLIP:
 def images() -> torch.Tensor:
     """`[6, 3, 32, 32]`"""
     return torch.randn(6, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The tiny models and data sets of `test_cli_material`, anew for each file."""
+    from test_cli_material import make_world
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield make_world(tmp_path_factory.mktemp("world"), patch)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

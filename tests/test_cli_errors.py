@@ -6,11 +6,10 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_cli_material import PRUNED, TINY, World, checkpoint, command, make_world, register, tree
+from test_cli_material import PRUNED, TINY, World, checkpoint, command, register, tree
 
 from anchorprune import runs
 from anchorprune.towers import open_clip as loading
@@ -18,16 +17,7 @@ from anchorprune.towers import open_clip as loading
 pytest.importorskip("clip_benchmark")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_world(tmp_path_factory.mktemp("world"), patch)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture

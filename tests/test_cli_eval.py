@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from test_cli_material import (
     command,
     evaluated,
     make_folder,
-    make_world,
     read,
     register,
     slug,
@@ -34,15 +32,7 @@ from anchorprune.towers import open_clip as loading
 builder = pytest.importorskip("clip_benchmark.datasets.builder")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_world(tmp_path_factory.mktemp("world"), patch)
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 # --- the metrics are clip-benchmark's

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from test_cli_material import (
     command,
     make_folder,
     make_wds,
-    make_world,
     read,
     register,
 )
@@ -25,16 +23,7 @@ from test_cli_material import (
 pytest.importorskip("clip_benchmark")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_world(tmp_path_factory.mktemp("world"), patch)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def refused_eval(world: World, *flags: object) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from libraries import hf_clip, hf_siglip
-from test_cli_material import World, command, evaluated, make_world, read, tree
+from test_cli_material import World, command, evaluated, read, tree
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from anchorprune.evaluate import Settings, evaluate
@@ -20,16 +19,7 @@ FLAGS = ["--no_amp", "--num_workers", 0, "--batch_size", 8]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_world(tmp_path_factory.mktemp("world"), patch)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TOKENS, make_visual
-from test_cli_material import TINY_TOKENS, World, command, make_world, tree
+from test_cli_material import TINY_TOKENS, World, command, tree
 
 from anchorprune.evaluate import Settings
 from anchorprune.speed import Speed, measure
@@ -19,16 +18,7 @@ from anchorprune.strategies import make_strategy
 QUICK = ["--batch_size", 2, "--repeats", 2, "--no_amp"]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_world(tmp_path_factory.mktemp("world"), patch)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def speeds(world: World, *flags: object) -> tuple[list[str], list[dict]]:

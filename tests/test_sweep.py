@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_cli_material import World, command, evaluated, make_world, read
+from test_cli_material import World, command, evaluated, read
 
 from anchorprune import outcomes
 
 FLAGS = ["--no_amp", "--num_workers", 0, "--batch_size", 8]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_world(tmp_path_factory.mktemp("world"), patch)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def swept(world: World, *flags: object) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from typing import Any
 
 from anchorprune.errors import UserError
@@ -94,16 +93,12 @@ def add_running_flags(parser: argparse._ActionsContainer) -> None:
     )
     add(
         "--clf_cache",
-        default=default_cache(),
+        default=None,
         metavar="DIR",
-        help="where classifiers made of texts are kept for the next run; '' for nowhere (default: %(default)s)",
+        help="where classifiers made of texts are kept for the next run; '' for nowhere (default: anchorprune in the "
+        "user's cache folder)",
     )
     add("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
-
-
-def default_cache() -> str:
-    """`anchorprune` in the user's cache folder."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "anchorprune")
 
 
 def add_eval_flags(parser: argparse._ActionsContainer) -> None:
@@ -166,6 +161,18 @@ NOT_ASKED = {
 }
 
 
+def _add_targets(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--target_gmacs",
+        dest="targets",
+        nargs="+",
+        type=float,
+        metavar="X",
+        default=None,
+        help="solve each strategy's budget for each of these; without it the budgets are taken as they are",
+    )
+
+
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `sweep`."""
     own = parser.add_argument_group("what to try")
@@ -176,15 +183,7 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="names, or names with flags in quotes such as 'anchor --prune_layer 6' (default: every strategy)",
     )
-    own.add_argument(
-        "--target_gmacs",
-        dest="targets",
-        nargs="+",
-        type=float,
-        metavar="X",
-        default=None,
-        help="solve each strategy's budget for each of these; without it the budgets are taken as they are",
-    )
+    _add_targets(own)
     own.add_argument("--out", metavar="DIR", default="anchorprune-sweep", help="folder for the results (%(default)s)")
     add_source_flags(parser)
     add_running_flags(parser)
@@ -205,15 +204,7 @@ def add_speed_flags(parser: argparse.ArgumentParser) -> None:
         help="names, or names with flags in quotes such as 'anchor --prune_layer 6' (default: the recommended one, "
         "tome, anchor)",
     )
-    add(
-        "--target_gmacs",
-        dest="targets",
-        nargs="+",
-        type=float,
-        metavar="X",
-        default=None,
-        help="solve each strategy's budget for each of these; without it the budgets are taken as they are",
-    )
+    _add_targets(parser)
     add("--batch_size", dest="batch_sizes", nargs="+", type=int, default=[1, 16], help="default: 1 16")
     add("--repeats", type=int, default=20, help="times that each is run, all in turns (default: %(default)s)")
     add(

@@ -28,6 +28,11 @@ _ONE_CELL = ("classnames", "templates")
 StrPath = str | os.PathLike[str]
 
 
+def user_cache() -> Path:
+    """`anchorprune` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anchorprune"
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """16 hex digits that name a configuration: equal settings, in whatever order, give equal digits.
 

@@ -242,7 +242,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         load_clfs=tuple(args.load_clfs),
         save_clf=args.save_clf,
         attention_images=args.attention_images,
-        cache_dir=args.clf_cache,
+        cache_dir=str(results.user_cache()) if args.clf_cache is None else args.clf_cache,
     )
 
 

@@ -13,6 +13,7 @@ from typing import IO
 
 from anchorprune.datasets.images import one_line
 from anchorprune.errors import UserError
+from anchorprune.results import user_cache
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20  # bytes
@@ -50,11 +51,10 @@ class Source:
         self.folder: Path | None = None if is_url(root) else Path(root).expanduser()
         if self.folder is None:
             self._text, self._tars = web_folders(root)
-            default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "anchorprune" / "wds"
             # the hash keeps roots apart whose readable part is the same
             slug = re.sub(r"[^A-Za-z0-9.-]+", "-", self._text.split("://", 1)[1])[-60:].strip("-.")
             mark = hashlib.blake2b(self._text.encode(), digest_size=4).hexdigest()
-            self._cache = Path(cache_dir or default).expanduser() / f"{slug}-{mark}"
+            self._cache = Path(cache_dir or user_cache() / "wds").expanduser() / f"{slug}-{mark}"
 
     def where(self, name: str) -> str:
         """The path or URL of file `name`, for messages."""
