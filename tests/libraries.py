@@ -1,17 +1,27 @@
-"""Small image towers of transformers and timm with random weights, every kind that anchorprune prunes."""
+"""Small image towers of OpenAI, transformers and timm with random weights, every kind that anchorprune prunes."""
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 import open_clip
+import packaging.version
+import pytest
 import timm
 import torch
 import transformers
 from conftest import EMBED, HEADS, IMAGE_SIZE, LAYERS, PATCH, WIDTH
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
+
+with pytest.MonkeyPatch.context() as patch:
+    # OpenAI's takes `packaging` from pkg_resources, which setuptools no longer has.
+    patch.setitem(sys.modules, "pkg_resources", types.SimpleNamespace(packaging=packaging))
+    import clip
+    import clip.model
 
 VISION = {
     "hidden_size": WIDTH,
@@ -40,6 +50,25 @@ def lively(model: nn.Module) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def openai_clip(vision_layers: Any = LAYERS) -> Any:
+    """Of OpenAI's own package, which has 64 channels a head; a ResNet where there are four `vision_layers`."""
+    torch.manual_seed(0)
+    return lively(
+        clip.model.CLIP(
+            embed_dim=EMBED,
+            image_resolution=IMAGE_SIZE,
+            vision_layers=vision_layers,
+            vision_width=128,
+            vision_patch_size=PATCH,
+            context_length=8,
+            vocab_size=100,
+            transformer_width=64,
+            transformer_heads=1,
+            transformer_layers=1,
+        )
+    )
 
 
 def hf_clip(attention: str = "sdpa") -> Any:
@@ -100,6 +129,8 @@ def in_open_clip(name: str, **options: Any) -> Callable[[], Any]:
 
 
 LIBRARIES: dict[str, Callable[[], Any]] = {
+    "OpenAI's clip": openai_clip,
+    "OpenAI's clip, image tower alone": lambda: openai_clip().visual,
     "transformers CLIP": hf_clip,
     "transformers CLIP, eager": lambda: hf_clip("eager"),
     "transformers CLIP, vision alone": hf_vision,
@@ -126,6 +157,8 @@ def encode(model: Any, images: Tensor) -> Tensor:
     """The features of an image, whatever the model's way to give them."""
     if isinstance(model, (transformers.CLIPModel, transformers.SiglipModel, transformers.ChineseCLIPModel)):
         return model.get_image_features(pixel_values=images).pooler_output
+    if isinstance(model, clip.model.CLIP):
+        return model.encode_image(images)
     found = model(images)
     if isinstance(found, Tensor):
         return found

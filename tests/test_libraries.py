@@ -43,10 +43,11 @@ def test_the_two_halves_of_a_block_are_the_block(library: str, images: Tensor) -
     encode(model, images)
     assert len(calls) == LAYERS
     for block, args, kwargs, output in calls:
-        assert args[0].shape[1] == tower.num_tokens
-        between, q, k = tower.attention_half(block, args[0], None, kwargs)
-        torch.testing.assert_close(tower.mlp_half(block, between), output, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(tower.query_key(block, args[0], kwargs), (q, k))
+        x = tower.tokens(args[0])
+        assert x.shape[1] == tower.num_tokens
+        between, q, k = tower.attention_half(block, x, None, kwargs)
+        torch.testing.assert_close(tower.mlp_half(block, between), tower.tokens(output), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(tower.query_key(block, x, kwargs), (q, k))
         assert q.shape[1] == tower.num_heads(block)
 
 
@@ -101,12 +102,12 @@ def test_dropping_patches_is_running_without_them(library: str, images: Tensor) 
     hidden = torch.ones(tower.num_tokens, dtype=torch.bool).scatter(0, kept, False)
     bias = torch.zeros(1, tower.num_tokens).masked_fill_(hidden, -float("inf"))
 
-    def masked(block: Any, args: tuple, kwargs: dict, output: Any) -> Tensor:
-        between, *_ = tower.attention_half(block, args[0], bias, kwargs)
-        return tower.mlp_half(block, between)
+    def masked(block: Any, args: tuple, kwargs: dict, output: Any, left: Any = slice(None)) -> Tensor:
+        between, *_ = tower.attention_half(block, tower.tokens(args[0]), bias, kwargs)
+        return tower.tokens(tower.mlp_half(block, between)[:, left])
 
-    def cut(block: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        return masked(block, args, kwargs, output)[:, kept]
+    def cut(block: Any, args: tuple, kwargs: dict, output: Any) -> Tensor:
+        return masked(block, args, kwargs, output, kept)
 
     hooks = [block.register_forward_hook(masked, with_kwargs=True) for block in tower.blocks[1:-1]]
     hooks.append(tower.blocks[-1].register_forward_hook(cut, with_kwargs=True))

@@ -46,7 +46,8 @@ def find_tower(model: nn.Module) -> Tower:
             "prune the model inside each process of DistributedDataParallel instead"
         )
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    if isinstance(model, torch.jit.ScriptModule):
+    # What `clip.load(…, jit=True)` gives, alone or in a model of the user's own.
+    if isinstance(getattr(model, "visual", model), torch.jit.ScriptModule):
         raise UserError("cannot prune a TorchScript model: its blocks take no hooks; load it with jit=False")
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"):
         tower = importlib.import_module(f"{__name__}.{name}").match(model)
@@ -54,5 +55,5 @@ def find_tower(model: nn.Module) -> Tower:
             return tower
     raise UserError(
         f"cannot prune {type(model).__name__}: it is no image tower that anchorprune knows "
-        "(a vision transformer of open_clip, transformers or timm, or a model around one)"
+        "(a vision transformer of open_clip, OpenAI's clip, transformers or timm, or a model around one)"
     )
