@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import product
 from types import MethodType, TracebackType
 from typing import Any
 
@@ -29,6 +30,8 @@ from anchorprune.towers import Tower, find_tower
 
 # The handle's name in the `__dict__` of a pruned tower's first block, which is the same however one came to the tower.
 _HANDLE = "anchorprune_handle"
+# Methods of towers that would lay the kept tokens out as the whole grid.
+_WHOLE_GRID = ("forward_intermediates", "get_intermediate_layers")
 
 
 def prune(model: nn.Module, strategy: str | Strategy = RECOMMENDED, **fields: Any) -> Pruning:
@@ -156,8 +159,11 @@ class Pruning:
                 # might run what was compiled for an unpruned one of the same class.
                 self._shadowed[number] = block.__dict__.get("forward")
                 block.__dict__["forward"] = block.forward
-        if hasattr(tower.module, "forward_intermediates"):
-            tower.module.__dict__["forward_intermediates"] = self._refuse_intermediates
+        self._refusals = []
+        for part, name in product(tower.parts, _WHOLE_GRID):
+            if (own := getattr(part, name, None)) is not None:
+                self._refusals.append((part, name, part.__dict__.get(name)))
+                part.__dict__[name] = partial(self._refuse, name, own)
         tower.blocks[0].__dict__[_HANDLE] = self
         forget_compiled_code()
 
@@ -172,7 +178,10 @@ class Pruning:
             del self._tower.blocks[number - 1].__dict__["forward"]
             if earlier is not None:
                 self._tower.blocks[number - 1].__dict__["forward"] = earlier
-        self._tower.module.__dict__.pop("forward_intermediates", None)
+        for part, name, earlier in self._refusals:
+            del part.__dict__[name]
+            if earlier is not None:
+                part.__dict__[name] = earlier
         self._tower.blocks[0].__dict__.pop(_HANDLE, None)
         forget_compiled_code()
 
@@ -376,12 +385,11 @@ class Pruning:
         last = number == len(self._tower.blocks)
         return last and self.strategy.spares_last_mlp and not self._tower.reads_patches
 
-    def _refuse_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """In place of the tower's `forward_intermediates`, which would lay the kept tokens out as the whole grid."""
-        module: Any = self._tower.module
+    def _refuse(self, name: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of a method of `_WHOLE_GRID`, which is the tower's `own` while nothing is dropped."""
         if not self.effective:
-            return type(module).forward_intermediates(module, *args, **kwargs)
-        raise UserError("forward_intermediates needs the whole grid of tokens: restore() this pruned model first")
+            return own(*args, **kwargs)
+        raise UserError(f"{name} needs the whole grid of tokens: restore() this pruned model first")
 
 
 def _not_needed() -> tuple[Tensor, Tensor]:

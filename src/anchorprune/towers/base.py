@@ -67,6 +67,11 @@ class Tower(ABC):
         """N at the tower's own image size."""
         return self.num_prefix_tokens + self.num_patches
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The tower, and what it wraps: all that a user would ask for the features of images."""
+        return [self.module]
+
     def tokens(self, x: Tensor) -> Tensor:
         """A block's input, or output, as `[B, N, D]`. Its own inverse."""
         return x if self.batch_first else x.transpose(0, 1)

@@ -78,6 +78,10 @@ class HuggingFaceTower(Tower):
     ) -> tuple[Tensor, Tensor, Tensor]:
         attention, normed = block.self_attn, block.layer_norm1(x)
         q, k, v = (self._heads(block, part(normed)) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        if call.get("output_attentions", attention.config.output_attentions):
+            # transformers collects what the module itself returns; so it runs, projections and all, once more
+            bias = None if bias is None else bias.to(normed.dtype)
+            return x + attention(hidden_states=normed, attention_mask=bias, **call)[0], q, k
         dropout = attention.dropout if attention.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
         return x + attention.out_proj(y.transpose(1, 2).flatten(2)), q, k

@@ -75,6 +75,11 @@ class TimmTower(Tower):
     In Eva with rotary embedding, which is cut with the tokens.
     """
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        module: Any = self.module
+        return [module, module.trunk] if hasattr(module, "trunk") else [module]
+
     def num_heads(self, block: Any) -> int:
         return int(block.attn.num_heads)
 
