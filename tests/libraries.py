@@ -82,7 +82,9 @@ def hf_clip(attention: str = "sdpa") -> Any:
 
 
 def hf_siglip() -> Any:
-    config = transformers.SiglipConfig(vision_config=VISION, text_config=TEXT | {"projection_size": WIDTH})
+    config = transformers.SiglipConfig(
+        vision_config=VISION, text_config=TEXT | {"hidden_size": WIDTH, "projection_size": WIDTH}
+    )
     return lively(transformers.SiglipModel(config))
 
 
@@ -93,8 +95,9 @@ def hf_chinese() -> Any:
     return lively(transformers.ChineseCLIPModel(config))
 
 
-def hf_vision() -> Any:
-    return lively(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)))
+def hf_vision(kind: str = "CLIP", attention: str = "eager") -> Any:
+    config = getattr(transformers, f"{kind}VisionConfig")(**VISION, attn_implementation=attention)
+    return lively(getattr(transformers, f"{kind}VisionModel")._from_config(config))
 
 
 def hf_projection() -> Any:
@@ -156,7 +159,8 @@ LIBRARIES: dict[str, Callable[[], Any]] = {
 def encode(model: Any, images: Tensor) -> Tensor:
     """The features of an image, whatever the model's way to give them."""
     if isinstance(model, (transformers.CLIPModel, transformers.SiglipModel, transformers.ChineseCLIPModel)):
-        return model.get_image_features(pixel_values=images).pooler_output
+        features = model.get_image_features(pixel_values=images)
+        return features if isinstance(features, Tensor) else features.pooler_output  # transformers 4; 5
     if isinstance(model, clip.model.CLIP):
         return model.encode_image(images)
     found = model(images)

@@ -378,7 +378,7 @@ class Pruning:
         record.sizes[number + 1] = sizes
         if self._spares(number):
             tokens = tokens[:, : tower.num_prefix_tokens]
-        return tower.tokens(tower.mlp_half(block, tokens))
+        return tower.returned(block, tower.tokens(tower.mlp_half(block, tokens)))
 
     def _spares(self, number: int) -> bool:
         """Whether this block's MLP may run on the prefix alone."""

@@ -136,6 +136,10 @@ class Tower(ABC):
         """
         return additive_mask(mask, len(x))
 
+    def returned(self, block: nn.Module, x: Tensor) -> Any:
+        """What the block returns for x, a block's output in its own layout; the block's caller takes it apart."""
+        return x
+
     @abstractmethod
     def mlp_half(self, block: nn.Module, x: Tensor) -> Tensor:
         """The block's second half: x + MLP(LayerNorm(x)), `[B, N, D]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,10 @@ from torch.nn import functional as F
 from anchorprune.errors import UserError
 from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
 
-# Models by the name of their class, with how many tokens stand before the patches.
+# Towers by the name of their class, with how many tokens stand before the patches: transformers 5, transformers 4.
 _PREFIX = {"CLIPVisionModel": 1, "ChineseCLIPVisionModel": 1, "SiglipVisionModel": 0}
+_PREFIX |= {name.replace("Model", "Transformer"): prefix for name, prefix in _PREFIX.items()}
 CHINESE_LENGTH = 52  # tokens that Chinese CLIP was trained with; its BERT could take more
-# The same in older versions of transformers.
-_OLD = "CLIPVisionTransformer", "ChineseCLIPVisionTransformer", "SiglipVisionTransformer"
 
 
 def match(model: nn.Module) -> HuggingFaceTower | None:
@@ -31,8 +31,6 @@ def match(model: nn.Module) -> HuggingFaceTower | None:
         return None
     visual: Any = getattr(model, "vision_model", model)
     kind = type(visual).__name__
-    if kind in _OLD:
-        raise UserError(f"cannot prune {kind}: anchorprune needs a newer transformers (5.23 is known to work)")
     if kind not in _PREFIX:
         reason = "its patches come in any number and shape" if kind.startswith("Siglip2") else "it is another tower"
         raise UserError(f"cannot prune {kind}: {reason}; CLIP, Chinese CLIP and SigLIP of transformers can be pruned")
@@ -79,6 +77,11 @@ class HuggingFaceTower(Tower):
         attention, normed = block.self_attn, block.layer_norm1(x)
         q, k, v = (self._heads(block, part(normed)) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
         if call.get("output_attentions", attention.config.output_attentions):
+            if _returns_tuple(block):
+                raise UserError(
+                    "output_attentions: this version of transformers has none of blocks that a strategy acts inside "
+                    "of; use anchorprune.get_vision_attention(model, images)"
+                )
             # transformers collects what the module itself returns; so it runs, projections and all, once more
             bias = None if bias is None else bias.to(normed.dtype)
             return x + attention(hidden_states=normed, attention_mask=bias, **call)[0], q, k
@@ -86,12 +89,20 @@ class HuggingFaceTower(Tower):
         y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
         return x + attention.out_proj(y.transpose(1, 2).flatten(2)), q, k
 
+    def returned(self, block: Any, x: Tensor) -> Any:
+        return (x,) if _returns_tuple(block) else x
+
     def mlp_half(self, block: Any, x: Tensor) -> Tensor:
         y: Tensor = x + block.mlp(block.layer_norm2(x))
         return y
 
     def _heads(self, block: Any, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads(block), -1)).transpose(1, 2)
+
+
+def _returns_tuple(block: Any) -> bool:
+    """Blocks of transformers 4 that are themselves asked for their attention return it, or nothing, beside tokens."""
+    return "output_attentions" in inspect.signature(type(block).forward).parameters
 
 
 class HuggingFaceCLIP(nn.Module):
@@ -175,7 +186,7 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     options = {"cache_dir": cache_dir}
     try:
-        built = transformers.AutoModel.from_pretrained(model, dtype=dtype, **options)
+        built = transformers.AutoModel.from_pretrained(model, **options)
         processor = transformers.AutoImageProcessor.from_pretrained(model, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options)
     except Exception as error:
@@ -192,4 +203,5 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
         ids: Tensor = encoded["input_ids"]
         return ids
 
-    return LoadedModel(HuggingFaceCLIP(built).eval().to(device), transform, tokenize)
+    # Cast here: what the precision is called in from_pretrained, and what it is without, depends on the version.
+    return LoadedModel(HuggingFaceCLIP(built).eval().to(device, dtype), transform, tokenize)
