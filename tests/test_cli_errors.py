@@ -86,7 +86,14 @@ def process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         # what is not there yet
         (["--task", "linear_probe"], "--task linear_probe (dataset wds/three): not there yet; only zeroshot_class"),
         (["--dataset", "flickr8k"], "--task zeroshot_retrieval (dataset flickr8k): not there yet"),
-        (["--model_type", "ja_clip"], "--model_type ja_clip: not there yet; only open_clip and hf are"),
+        (
+            ["--model_type", "ja_clip"],
+            "--model_type ja_clip: models of the package japanese_clip are not there yet; use ",
+        ),
+        (
+            ["--model", "nllb-clip-base", "--language", "spa"],
+            "--language spa: is none that nllb-clip-base knows; give",
+        ),
         # settings
         (["--batch_size", "0"], "--batch_size 0: must be 1 or more"),
         (["--limit", "0"], "--limit 0: must be 1 or more"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anchorprune import demo, outcomes, results, tasks
 from anchorprune.datasets import check_dataset, dataset_root, open_dataset
 from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.languages import nllb_code, set_language
 from anchorprune.planning import Run, local_rank, plan_runs
 from anchorprune.results import StrPath
 from anchorprune.strategies import make_strategy, registry
@@ -55,6 +56,7 @@ def run_eval(args: argparse.Namespace, strategy_fields: dict[str, Any]) -> None:
         if loaded is None or loaded_name != (run.model, run.pretrained):
             loaded = None  # frees the last model before the next one is loaded
             loaded, loaded_name = load(args, run, settings), (run.model, run.pretrained)
+        set_language(loaded.tokenizer, run.model, run.language)  # the last run's may have been another
         dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
         if args.save_outcomes and dataset.multilabel:
             raise UserError(f"--save_outcomes: {run.dataset} has many labels an image, neither right nor wrong")
@@ -141,8 +143,11 @@ def _strategy(args: argparse.Namespace, fields: dict[str, Any]) -> Strategy | No
 
 def check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) -> dict[str, Strategy | None]:
     """Whatever can be found wrong before a model is loaded; returns the strategy for each, its budget solved."""
-    if args.model_type not in ("open_clip", "hf"):
-        raise UserError(f"--model_type {args.model_type}: not there yet; only open_clip and hf are")
+    if args.model_type == "ja_clip":
+        raise UserError(
+            "--model_type ja_clip: models of the package japanese_clip are not there yet; use clip-benchmark for them, "
+            "or --model_type open_clip or hf"
+        )
     for flag in ("attention_images", "batch_size", "limit"):
         if (value := getattr(args, flag)) is not None and value < 1:
             raise UserError(f"--{flag} {value}: must be 1 or more")
@@ -156,6 +161,7 @@ def check(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) 
         _check_output("--save_clf", args.save_clf)
     for run in runs:
         tasks.check(run.task, run.dataset)
+        nllb_code(run.model, run.language)
         _check_output("--output", run.output)
         if run.attention_output:
             _check_output("--attention_output", run.attention_output)

@@ -17,6 +17,7 @@ from anchorprune import options, outcomes, results
 from anchorprune.cli import Parser
 from anchorprune.datasets import open_dataset
 from anchorprune.errors import FieldError, UserError
+from anchorprune.languages import set_language
 from anchorprune.planning import Run, plan_runs
 from anchorprune.report.stats import bootstrap_difference, mcnemar, wilson
 from anchorprune.runs import (
@@ -156,6 +157,7 @@ def evaluate_ways(
 
     settings = settings_of(args)
     loaded = load(args, run, settings)
+    set_language(loaded.tokenizer, run.model, run.language)
     dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
     if dataset.multilabel:
         raise UserError(f"--dataset {run.dataset}: {args.which} compares accuracies, and this data set has many labels")
