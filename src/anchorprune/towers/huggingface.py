@@ -80,7 +80,7 @@ class HuggingFaceTower(Tower):
             if _returns_tuple(block):
                 raise UserError(
                     "output_attentions: this version of transformers has none of blocks that a strategy acts inside "
-                    "of; use anchorprune.get_vision_attention(model, images)"
+                    "of; leave it out and use anchorprune.get_vision_attention(model, images)"
                 )
             # transformers collects what the module itself returns; so it runs, projections and all, once more
             bias = None if bias is None else bias.to(normed.dtype)
