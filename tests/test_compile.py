@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.pruning import Record
+from anchorprune.record import Record
 from anchorprune.strategies import registry
 
 every_strategy = pytest.mark.parametrize("strategy", sorted(registry()))

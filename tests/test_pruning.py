@@ -20,6 +20,7 @@ from anchorprune.strategies import make_strategy, registry
 SMALL = {
     "anchor": {"k_anchors": 2, "top_m": 4},
     "cls_attention": {"prune_layers": 2, "keep_patches": 6},
+    "coarse": {"keep_patches": 6, "grid_share": 0.5},
     "evit": {"prune_layers": (2, 3), "keep_patches": 6},
     "max_min": {"keep_patches": 6},
     "pitome": {"r": 3},
@@ -30,6 +31,7 @@ SMALL = {
 COVERING = {
     "anchor": {"k_anchors": 10, "top_m": 50},
     "cls_attention": {"prune_layers": 2, "keep_patches": 16},
+    "coarse": {"keep_patches": 16},
     "evit": {"prune_layers": 2, "keep_ratio": 1.0},
     "max_min": {"keep_patches": 60},
     "pitome": {"r": 0},

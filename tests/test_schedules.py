@@ -13,13 +13,18 @@ from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import StepwiseStrategy
 from anchorprune.strategies.tome import MergingStrategy
 
+# Of `coarse` what it does to the tokens; its grid has tests of its own.
 STEPWISE = sorted(name for name, cls in registry().items() if issubclass(cls, StepwiseStrategy))
 MERGING = sorted(name for name, cls in registry().items() if issubclass(cls, MergingStrategy))
 stepwise = pytest.mark.parametrize("strategy", STEPWISE)
 
 
 def schedule(strategy: str = "max_min", patches: int = 196, blocks: int = 12, **fields: object) -> dict[int, int]:
-    return make_strategy(strategy, **fields).schedule(patches, blocks)
+    if strategy == "coarse":
+        fields = {"grid_share": 0, **fields}
+    found = make_strategy(strategy, **fields).schedule(patches, blocks)
+    assert found.pop(0, patches) == patches
+    return found
 
 
 @stepwise

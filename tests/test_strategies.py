@@ -90,7 +90,7 @@ def expected(name: str, problem: dict, seen: Tokens) -> list[naive.Plan]:
 
 
 def test_every_strategy_has_an_oracle() -> None:
-    elsewhere = {"anchor", "random"}  # test_selection.py, test_pruning.py
+    elsewhere = {"anchor", "random", "coarse"}  # test_selection.py, test_pruning.py, test_coarse.py
     assert {name.split()[0] for name in ORACLES} | elsewhere == set(registry())
 
 

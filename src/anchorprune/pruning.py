@@ -12,24 +12,29 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import partial
 from itertools import product
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anchorprune.errors import FieldError, UserError
+from anchorprune.grid import as_plan, coarser, shrink
 from anchorprune.masks import find_mask
+from anchorprune.record import Record
 from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.base import Strategy
-from anchorprune.tokens import TokenPlan, Tokens, merge_tokens, positions
+from anchorprune.tokens import TokenPlan, Tokens, merge_tokens
 from anchorprune.towers import Tower, find_tower
 
 # The handle's name in the `__dict__` of a pruned tower's first block, which is the same however one came to the tower.
 _HANDLE = "anchorprune_handle"
+_REPLICA = "a pruned model cannot run under nn.DataParallel; use DistributedDataParallel"
+# Where an instance had no such attribute.
+_NOTHING = "anchorprune: nothing"
 # Methods of towers that would lay the kept tokens out as the whole grid.
 _WHOLE_GRID = ("forward_intermediates", "get_intermediate_layers")
 
@@ -91,23 +96,6 @@ def apply_pruning_to_model(
     return Pruning(find_tower(model) if enable_pruning else None, strategy)
 
 
-@dataclass
-class Record:
-    """What the last forward pass did, block by block (counted from 1).
-
-    Attributes:
-        entered: batch size, N and device of the tokens at the first block that the strategy acts in.
-        counts: the strategy's schedule for that N.
-        plans: what the strategy returned for each block that it acted in; None where nothing was dropped.
-        sizes: `[B, N]` for the tokens that enter a block, once some are merged.
-    """
-
-    entered: tuple[int, int, torch.device] | None = None
-    counts: dict[int, int] = field(default_factory=dict)
-    plans: dict[int, TokenPlan | None] = field(default_factory=dict)
-    sizes: dict[int, Tensor | None] = field(default_factory=dict)
-
-
 class Pruning:
     """A pruned model's handle: the record of the last forward pass, and the way back.
 
@@ -142,8 +130,15 @@ class Pruning:
                 "returned, or anchorprune.restore(model), before pruning it again"
             )
         schedule = strategy.schedule(tower.num_patches, len(tower.blocks))
-        self._first = min(schedule, default=len(tower.blocks))
+        shrinks = self._grid(tower.grid, schedule) != tower.grid
+        self._first = min((number for number in schedule if number or shrinks), default=len(tower.blocks))
         self._shadowed = {}
+        self._attributes: list[tuple[nn.Module, str, Any]] = []
+        if shrinks:  # first, because a tower may refuse it
+            stem, values = tower.stem, tower.on_grid(tower.grid)
+            self._hooks.append(stem.register_forward_pre_hook(self._shrink))
+            for part, name, value in values:
+                self._shadow(part, name, value)
         for number, block in enumerate(tower.blocks, 1):
             acts = number in schedule
             # Registered also where the strategy acts inside: it sees the block, the forward below does not.
@@ -159,11 +154,9 @@ class Pruning:
                 # might run what was compiled for an unpruned one of the same class.
                 self._shadowed[number] = block.__dict__.get("forward")
                 block.__dict__["forward"] = block.forward
-        self._refusals = []
         for part, name in product(tower.parts, _WHOLE_GRID):
             if (own := getattr(part, name, None)) is not None:
-                self._refusals.append((part, name, part.__dict__.get(name)))
-                part.__dict__[name] = partial(self._refuse, name, own)
+                self._shadow(part, name, partial(self._refuse, name, own))
         tower.blocks[0].__dict__[_HANDLE] = self
         forget_compiled_code()
 
@@ -178,14 +171,19 @@ class Pruning:
             del self._tower.blocks[number - 1].__dict__["forward"]
             if earlier is not None:
                 self._tower.blocks[number - 1].__dict__["forward"] = earlier
-        for part, name, earlier in self._refusals:
+        for part, name, earlier in self._attributes:
             del part.__dict__[name]
-            if earlier is not None:
+            if earlier is not _NOTHING:
                 part.__dict__[name] = earlier
         self._tower.blocks[0].__dict__.pop(_HANDLE, None)
         forget_compiled_code()
 
     __call__ = restore
+
+    def _shadow(self, part: nn.Module, name: str, value: Any) -> None:
+        """Give the instance an attribute until `restore`."""
+        self._attributes.append((part, name, part.__dict__.get(name, _NOTHING)))
+        part.__dict__[name] = value
 
     def __enter__(self) -> Pruning:
         if self._tower is not None and not self._hooks:
@@ -217,19 +215,7 @@ class Pruning:
 
         None before the first forward pass.
         """
-        if self.record.entered is None:
-            return None
-        batch, n, device = self.record.entered
-        place = torch.arange(n, device=device).expand(batch, -1)
-        for plan in self._plans(None):
-            # One column more, the last: −1 leads there, and out of it.
-            step = positions(plan.keep, n)
-            if plan.merged is not None and plan.into is not None:
-                step = step.scatter(1, plan.merged, step.gather(1, plan.into))
-            place = torch.cat([step, step.new_full((batch, 1), -1)], dim=1).gather(1, place % (n + 1))
-            n = plan.keep.shape[1]
-            place = torch.where(place < 0, n, place)
-        return torch.where(place == n, -1, place)
+        return self.record.assignment()
 
     @property
     def tokens_before(self) -> int | None:
@@ -239,19 +225,13 @@ class Pruning:
     @property
     def tokens_after(self) -> int | None:
         """K, the tokens that reach the tower's end; None before the first forward pass."""
-        return next((plan.keep.shape[1] for plan in reversed(self._plans(None))), self.tokens_before)
+        counts = self.tokens_by_block
+        return counts[-1] if counts else None
 
     @property
     def tokens_by_block(self) -> list[int] | None:
         """How many tokens each block's MLP sees; None before the first forward pass."""
-        if self.tokens_before is None:
-            return None
-        tokens, counts = self.tokens_before, []
-        for number in range(1, len(self._tower.blocks) + 1):
-            if (plan := self.record.plans.get(number)) is not None:
-                tokens = plan.keep.shape[1]
-            counts.append(tokens)
-        return counts
+        return self.record.tokens_by_block(len(self._tower.blocks))
 
     @property
     def effective(self) -> bool:
@@ -262,13 +242,7 @@ class Pruning:
 
     def kept_before(self, block: int | None) -> Tensor | None:
         """`kept` as it was for the tokens that entered this block, counted from 1; None: for those that came out."""
-        if self.record.entered is None:
-            return None
-        batch, n, device = self.record.entered
-        kept = torch.arange(n, device=device).expand(batch, -1)
-        for plan in self._plans(block):
-            kept = kept.gather(1, plan.keep)
-        return kept
+        return self.record.kept_before(block)
 
     def size_bias(self, block: int) -> Tensor | None:
         """What this block's logits gain by the sizes of its tokens, `[B, 1, 1, N]`; None where they gain nothing."""
@@ -293,12 +267,6 @@ class Pruning:
     def _drops(self) -> bool:
         patches = self._tower.num_patches
         return any(count < patches for count in self.strategy.schedule(patches, len(self._tower.blocks)).values())
-
-    def _plans(self, block: int | None) -> list[TokenPlan]:
-        """What was done before this block, in order."""
-        until = len(self._tower.blocks) + 1 if block is None else block
-        plans = [(number, plan) for number, plan in sorted(self.record.plans.items()) if number < until]
-        return [plan for _, plan in plans if plan is not None]
 
     def _plan(self, number: int, x: Tensor, query_key: Callable[[], tuple[Tensor, Tensor]]) -> TokenPlan | None:
         """The strategy's plan for the tokens x `[B, N, D]` in this block; None where it drops nothing there."""
@@ -325,10 +293,30 @@ class Pruning:
         record.plans[number] = plan
         return plan
 
+    def _grid(self, grid: tuple[int, int], schedule: dict[int, int]) -> tuple[int, int]:
+        """Rows and columns that an image of `grid` is cut into under this schedule."""
+        return coarser(grid, schedule[0]) if 0 in schedule else grid
+
+    def _shrink(self, stem: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Pre-hook of the tower's stem: shrinks the images to the coarser grid that the strategy has."""
+        if getattr(stem, "_is_replica", False):
+            raise UserError(_REPLICA)
+        tower, record = self._tower, self.record
+        images = args[0]
+        patch = [side // count for side, count in zip(tower.image_size, tower.grid, strict=True)]
+        own = (images.shape[-2] // patch[0], images.shape[-1] // patch[1])
+        record.entered = (len(images), tower.num_prefix_tokens + own[0] * own[1], images.device)
+        record.counts = self.strategy.schedule(own[0] * own[1], len(tower.blocks))
+        grid = self._grid(own, record.counts)
+        record.plans[0] = as_plan(own, grid, tower.num_prefix_tokens, len(images), images.device)
+        for part, name, value in tower.on_grid(grid):
+            part.__dict__[name] = value
+        return (shrink(images, grid[0] * patch[0], grid[1] * patch[1]), *args[1:])
+
     def _before(self, number: int, acts: bool, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-hook of a block from the first that the strategy acts in on: drops tokens, or cuts an attention mask."""
         if getattr(block, "_is_replica", False):
-            raise UserError("a pruned model cannot run under nn.DataParallel; use DistributedDataParallel")
+            raise UserError(_REPLICA)
         tower = self._tower
         if acts:
             x = tower.tokens(args[0])
@@ -365,7 +353,7 @@ class Pruning:
             self._plan(number, tokens, _not_needed)
             record.sizes[number + 1] = record.sizes.get(number)
             earlier = self._shadowed[number]
-            return (earlier or MethodType(type(block).forward, block))(x, *args, **kwargs)
+            return (earlier or partial(type(block).forward, block))(x, *args, **kwargs)
 
         mask = find_mask(block, (x, *args), kwargs)
         if mask is not None:

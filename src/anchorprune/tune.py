@@ -52,7 +52,9 @@ def run_tune(args: argparse.Namespace) -> None:
     targets = [dense * share for share in SHARES]
     ways = [
         UNPRUNED,
-        *ways_of(args.strategies or [RECOMMENDED, "tome"], targets, partial(check_tower, args.model_type, run.model)),
+        *ways_of(
+            args.strategies or [RECOMMENDED, "thin", "tome"], targets, partial(check_tower, args.model_type, run.model)
+        ),
     ]
 
     keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys

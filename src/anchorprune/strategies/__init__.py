@@ -18,7 +18,7 @@ from anchorprune.strategies.base import Strategy
 
 ENTRY_POINTS = "anchorprune.strategies"
 # What `prune` takes when no strategy is named: the most accurate for its compute (docs/method.md).
-RECOMMENDED = "thin"
+RECOMMENDED = "coarse"
 
 
 @functools.cache

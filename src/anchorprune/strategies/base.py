@@ -75,7 +75,11 @@ class Strategy(ABC):
     def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
         """How many patch tokens go on from each block that it acts in; block numbers ascend, counts fall.
 
-        Empty, or `num_patches` everywhere, when nothing is dropped.
+        Empty, or `num_patches` everywhere, when nothing is dropped. Block 0 is the image itself: its number is how many
+        patches a coarser grid has at least, which then enter block 1.
+
+        Args:
+            num_patches: of the image on the tower's own grid.
         """
 
     @abstractmethod
@@ -158,14 +162,21 @@ class StepwiseStrategy(Strategy):
         """The blocks that it acts in."""
         return self.prune_layers
 
-    def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
-        counts = self.keep_patches or tuple(max(1, round(share * num_patches)) for share in self.keep_ratio) or (60,)
+    def counts(self, num_patches: int) -> tuple[int, ...]:
+        """The budget as it was given, in patches: one number, or one for each block."""
+        return self.keep_patches or tuple(max(1, round(share * num_patches)) for share in self.keep_ratio) or (60,)
+
+    def steps(self, num_patches: int, counts: tuple[int, ...], num_blocks: int) -> dict[int, int]:
+        """The schedule that takes `num_patches` to `counts`; to one number by equal shares from block to block."""
         layers = self.layers(num_blocks)
         steps = len(layers)
         if len(counts) < steps:
             share = min(1.0, counts[0] / num_patches)
             counts = (*(round(num_patches * share ** (i / steps)) for i in range(1, steps)), counts[0])
         return {layer: min(num_patches, count) for layer, count in zip(layers, counts, strict=True)}
+
+    def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
+        return self.steps(num_patches, self.counts(num_patches), num_blocks)
 
     def budgets(self, num_patches: int, num_blocks: int) -> Sequence[Strategy]:
         return [dataclasses.replace(self, keep_patches=(count,), keep_ratio=()) for count in range(num_patches, 0, -1)]

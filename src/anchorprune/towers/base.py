@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from anchorprune.errors import UserError
 from anchorprune.masks import additive_mask, find_mask, gather_mask, with_mask
 
 # The keywords of a block's call.
@@ -75,6 +76,25 @@ class Tower(ABC):
     def tokens(self, x: Tensor) -> Tensor:
         """A block's input, or output, as `[B, N, D]`. Its own inverse."""
         return x if self.batch_first else x.transpose(0, 1)
+
+    @property
+    def stem(self) -> nn.Module:
+        """The module that takes the pixels, `[B, 3, height, width]`, as its first argument and makes patches of them.
+
+        Raises:
+            UserError: a tower that sees images of one size alone.
+        """
+        raise UserError(
+            f"{type(self.module).__name__} sees images of one size alone: choose a strategy that does not shrink them"
+        )
+
+    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+        """What lets the tower see images of another grid than its own: attributes of its parts, and their values.
+
+        Set on the instances (`__dict__`) while images of `grid` go through the tower, and deleted again. Only for
+        towers that have a `stem`.
+        """
+        return []
 
     def pool_query_key(self, patches: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the attention-pooling head would ask of patches that ended here; None where no head has a query.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchorprune.errors import UserError
+from anchorprune.grid import resample_positions
 from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
 
 # Towers by the name of their class, with how many tokens stand before the patches: transformers 5, transformers 4.
@@ -52,6 +56,24 @@ def match(model: nn.Module) -> HuggingFaceTower | None:
 @dataclass
 class HuggingFaceTower(Tower):
     """`encoder.layers` of `self_attn` and `mlp`, each after a LayerNorm."""
+
+    @property
+    def stem(self) -> nn.Module:
+        module: Any = self.module
+        embeddings: nn.Module = module.embeddings
+        return embeddings
+
+    @torch.no_grad()  # a constant to the gradient
+    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+        stem: Any = self.stem
+        if not hasattr(stem, "interpolate_pos_encoding"):
+            raise UserError("this version of transformers has CLIP see images of one size alone; update it")
+        # Resampled as open_clip and timm do it: without antialiasing the same weights would give other features.
+        positions = resample_positions(stem.position_embedding.weight, self.grid, grid).unsqueeze(0)
+        return [
+            (stem, "interpolate_pos_encoding", partial(_first, positions)),
+            (stem, "forward", partial(_interpolating, MethodType(type(stem).forward, stem))),
+        ]
 
     def num_heads(self, block: Any) -> int:
         return int(block.self_attn.num_heads)
@@ -98,6 +120,15 @@ class HuggingFaceTower(Tower):
 
     def _heads(self, block: Any, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads(block), -1)).transpose(1, 2)
+
+
+def _first(value: Tensor, *args: Any) -> Tensor:
+    return value
+
+
+def _interpolating(own: Callable[..., Tensor], pixels: Tensor, **kwargs: Any) -> Tensor:
+    """In place of an embedding's forward: with its positions interpolated to the size of the image."""
+    return own(pixels, interpolate_pos_encoding=True)
 
 
 def _returns_tuple(block: Any) -> bool:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from anchorprune import demo
 from anchorprune.errors import UserError, did_you_mean
+from anchorprune.grid import resample_positions
 from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
 
 # Models that come with their weights; --pretrained has no meaning then.
@@ -71,6 +72,18 @@ def to_pair(size: Any) -> tuple[int, int]:
 @dataclass
 class OpenClipTower(Tower):
     """A `VisionTransformer`: one CLS token, then the patches, row by row."""
+
+    @property
+    def stem(self) -> nn.Module:
+        module: Any = self.module
+        conv: nn.Module = module.conv1
+        return conv
+
+    @torch.no_grad()  # a constant to the gradient
+    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+        name = "positional_embedding"
+        own: Any = {**self.module._parameters, **self.module._buffers}[name]
+        return [(self.module, name, resample_positions(own, self.grid, grid))]
 
     def num_heads(self, block: Any) -> int:
         heads: int = block.attn.num_heads

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchorprune.errors import UserError, did_you_mean
+from anchorprune.grid import resample_positions
 from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
 
 _TOWERS = ("VisionTransformer", "Eva")
@@ -79,6 +82,23 @@ class TimmTower(Tower):
     def parts(self) -> list[nn.Module]:
         module: Any = self.module
         return [module, module.trunk] if hasattr(module, "trunk") else [module]
+
+    @property
+    def stem(self) -> nn.Module:
+        trunk: Any = self.parts[-1]
+        stem: nn.Module = trunk.patch_embed
+        return stem
+
+    @torch.no_grad()  # a constant to the gradient
+    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+        trunk: Any = self.parts[-1]
+        values: list[tuple[nn.Module, str, Any]] = [(self.stem, "strict_img_size", False)]
+        if trunk._parameters.get("pos_embed") is not None and not trunk.dynamic_img_size:  # else it does so itself
+            positions = resample_positions(trunk._parameters["pos_embed"][0], self.grid, grid)
+            values.append((trunk, "pos_embed", positions.unsqueeze(0)))
+        if (rope := getattr(trunk, "rope", None)) is not None:  # of all places; `cut` takes those of the new patches
+            values.append((rope, "get_embed", partial(_of_grid, MethodType(type(rope).get_embed, rope), self.grid)))
+        return values
 
     def num_heads(self, block: Any) -> int:
         return int(block.attn.num_heads)
@@ -169,6 +189,11 @@ class TimmTower(Tower):
 
             q, k = turned(q), turned(k)
         return q, k, v
+
+
+def _of_grid(get_embed: Callable[..., Tensor], grid: tuple[int, int], shape: Any = None) -> Tensor:
+    """In place of a rotary embedding's `get_embed`: that of `grid`, whatever shape is asked for."""
+    return get_embed(shape=grid)
 
 
 def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:

@@ -1,0 +1,172 @@
+"""A coarser grid of patches: the tower sees a smaller image, and everything else is as it was."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import open_clip
+import pytest
+import torch
+from conftest import LAYERS, PATCH, TOKENS, make_visual
+from hypothesis import given
+from hypothesis import strategies as st
+from libraries import LIBRARIES, encode
+from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+import anchorprune
+from anchorprune import UserError
+from anchorprune.grid import as_plan, coarser, resample_positions
+from anchorprune.strategies import make_strategy
+
+grids = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+class Whole(torch.nn.Module):
+    """What open_clip's own resizing of positional embeddings takes for a model."""
+
+    def __init__(self, visual: torch.nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.visual = visual
+        self.visual.grid_size = grid
+
+
+@pytest.mark.parametrize("size", [24, 16, 8])
+@torch.no_grad()
+def test_a_coarser_grid_alone_is_the_tower_that_open_clip_builds_for_smaller_images(size: int, images: Tensor) -> None:
+    visual = make_visual()
+    built = make_visual(image_size=size)
+    state = {f"visual.{name}": value for name, value in visual.state_dict().items()}
+    open_clip.model.resize_pos_embed(state, Whole(built, (size // PATCH, size // PATCH)))
+    built.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
+    expected = built(resize(images, [size, size], InterpolationMode.BICUBIC, antialias=True))
+
+    with anchorprune.prune(visual, "coarse", keep_patches=(size // PATCH) ** 2, grid_share=1) as pruning:
+        torch.testing.assert_close(visual(images), expected, rtol=1e-4, atol=1e-5)
+    assert pruning.tokens_by_block == [1 + (size // PATCH) ** 2] * LAYERS
+
+
+@torch.no_grad()
+def test_no_share_for_the_grid_is_thin(images: Tensor) -> None:
+    visual = make_visual()
+    with anchorprune.prune(visual, "thin", keep_patches=6) as thin:
+        expected = visual(images)
+    with anchorprune.prune(visual, "coarse", keep_patches=6, grid_share=0) as coarse:
+        assert torch.equal(visual(images), expected)
+    assert torch.equal(coarse.kept, thin.kept)
+
+
+def test_the_grid_takes_its_share_and_thinning_the_rest() -> None:
+    strategy = make_strategy("coarse", keep_patches=49, grid_share=0.5)
+    assert strategy.schedule(196, 12) == {0: 98, 2: 85, 3: 74, 4: 65, 5: 56, 6: 49}
+    several = make_strategy("coarse", keep_patches=(100, 49), prune_layers=(2, 6), grid_share=0.5)
+    assert several.schedule(196, 12) == {0: 100, 2: 100, 6: 49}  # the grid leaves what block 2 is to let through
+    assert make_strategy("coarse", keep_patches=300).schedule(196, 12) == {0: 196, **dict.fromkeys(range(2, 7), 196)}
+    assert make_strategy("coarse", keep_ratio=0.25, grid_share=0.5).schedule(196, 12) == strategy.schedule(196, 12)
+
+
+@torch.no_grad()
+def test_the_budget_is_kept_to_the_patch_where_no_grid_has_as_many(images: Tensor) -> None:
+    visual = make_visual()
+    for keep in range(1, TOKENS - 1):
+        with anchorprune.prune(visual, "coarse", keep_patches=keep, grid_share=1) as pruning:
+            visual(images)
+        assert pruning.tokens_after == 1 + keep
+        rows, columns = coarser((4, 4), keep)
+        assert pruning.tokens_by_block[0] == 1 + rows * columns
+
+
+@given(grids, st.integers(1, 144))
+def test_the_coarser_grid_is_the_smallest_that_has_enough_patches_and_the_same_shape(
+    grid: tuple[int, int], count: int
+) -> None:
+    rows, columns = found = coarser(grid, count)
+    if count >= grid[0] * grid[1]:
+        assert found == grid
+        return
+    assert rows * columns >= count
+    # The same shape up to one row or column: half as tall is half as wide.
+    assert min(abs(Fraction(rows * grid[1], grid[0]) - columns), abs(Fraction(columns * grid[0], grid[1]) - rows)) <= 1
+    smaller = [
+        (r, c)
+        for r in range(1, grid[0] + 1)
+        for c in range(1, grid[1] + 1)
+        if count <= r * c < rows * columns
+        and abs(Fraction(r, grid[0]) - Fraction(c, grid[1])) <= Fraction(1, min(grid))
+    ]
+    assert not smaller
+
+
+@given(grids, st.data(), st.integers(0, 3))
+def test_each_of_the_images_own_tokens_goes_where_its_centre_lies(
+    old: tuple[int, int], data: st.DataObject, prefix: int
+) -> None:
+    new = data.draw(st.tuples(st.integers(1, old[0]), st.integers(1, old[1])))
+    plan = as_plan(old, new, prefix, 2, torch.device("cpu"))
+    keep, merged, into = (one[1].tolist() for one in (plan.keep, plan.merged, plan.into))
+    assert keep == sorted(set(keep))
+    assert keep[:prefix] == list(range(prefix))
+    assert len(keep) == prefix + new[0] * new[1]
+    assert sorted(keep + merged) == list(range(prefix + old[0] * old[1]))
+
+    def cell(token: int) -> tuple[int, int]:
+        """The new patch that the centre of an old one lies in."""
+        row, column = divmod(token - prefix, old[1])
+        return (
+            int((row + Fraction(1, 2)) * Fraction(new[0], old[0])),
+            int((column + Fraction(1, 2)) * Fraction(new[1], old[1])),
+        )
+
+    assert [cell(token) for token in keep[prefix:]] == [(r, c) for r in range(new[0]) for c in range(new[1])]
+    assert [cell(token) for token in merged] == [cell(token) for token in into]
+
+
+def test_positions_on_their_own_grid_stay_what_they_are() -> None:
+    embedding = torch.randn(1 + 12, 5)
+    torch.testing.assert_close(resample_positions(embedding, (3, 4), (3, 4)), embedding)
+    half = embedding.to(torch.bfloat16)
+    assert resample_positions(half, (3, 4), (2, 3)).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_weights_that_are_loaded_into_a_pruned_tower_count(images: Tensor) -> None:
+    visual, other = make_visual(), make_visual()
+    for parameter in other.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    with anchorprune.prune(other, "coarse", keep_patches=6):
+        expected = other(images)
+    with anchorprune.prune(visual, "coarse", keep_patches=6):
+        before = visual(images)
+        visual.load_state_dict(other.state_dict())
+        assert torch.equal(visual(images), expected)
+    assert not torch.allclose(before, expected)
+
+
+@pytest.mark.parametrize("library", ["transformers CLIP", "timm ViT", "timm Eva, rotary", "OpenAI's clip"])
+@torch.no_grad()
+def test_a_copy_of_a_tower_on_a_coarser_grid_is_its_own(library: str, images: Tensor) -> None:
+    model = LIBRARIES[library]()
+    dense = encode(model, images)
+    with anchorprune.prune(model, "coarse", keep_patches=6):
+        pruned = encode(model, images)
+        copied = copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        assert torch.equal(encode(copied, images), pruned)
+    anchorprune.restore(copied)
+    assert torch.equal(encode(copied, images), dense)
+
+
+@torch.no_grad()
+def test_images_in_half_precision(images: Tensor) -> None:
+    visual = make_visual().to(torch.bfloat16)
+    with anchorprune.prune(visual, "coarse", keep_patches=6) as pruning:
+        assert visual(images.to(torch.bfloat16)).dtype == torch.bfloat16
+    assert pruning.tokens_after == 7
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=r"grid_share=.* must lie between 0 and 1"):
+        anchorprune.prune(make_visual(), "coarse", grid_share=share)
