@@ -67,7 +67,10 @@ class HuggingFaceTower(Tower):
     def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
         stem: Any = self.stem
         if not hasattr(stem, "interpolate_pos_encoding"):
-            raise UserError("this version of transformers sees images of one size alone: update it, or choose a strategy that does not shrink them")
+            raise UserError(
+                "this version of transformers has images of one size alone: update it, or choose a strategy that does "
+                "not shrink them"
+            )
         # Resampled as open_clip and timm do it: without antialiasing the same weights would give other features.
         positions = resample_positions(stem.position_embedding.weight, self.grid, grid).unsqueeze(0)
         return [
