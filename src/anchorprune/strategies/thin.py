@@ -1,4 +1,4 @@
-"""What the README recommends: patches that have a twin are thinned out, a few in every block (docs/method.md)."""
+"""Patches that have a twin are thinned out, a few in every block (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Thin(StepwiseStrategy):
-    """Drops the patches most like an anchor that stays, a few in every block of the tower's first half (recommended).
+    """Drops the patches most like an anchor that stays, a few in every block of the tower's first half.
 
     Every second patch is an anchor. Of the others those go whose key is closest to an anchor's: what they say is said
     by it. Nothing is averaged. What is left counts for what is gone: γ · log(N/n) is added to the logits of the n
@@ -37,7 +37,9 @@ class Thin(StepwiseStrategy):
     spares_last_mlp: ClassVar = True
 
     prune_layers: tuple[int, ...] = option(
-        (), "act in these blocks, counted from 1, ascending (thin: when not given, from 2 to the middle)", kind=int
+        (),
+        "act in these blocks, counted from 1, ascending (thin, coarse: when not given, from 2 to the middle)",
+        kind=int,
     )
     gamma: float = option(0.4, "weight of log(N/n) in the logits of the n patches that are left of N, 0 … 1")
 
