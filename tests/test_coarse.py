@@ -158,6 +158,16 @@ def test_a_copy_of_a_tower_on_a_coarser_grid_is_its_own(library: str, images: Te
     assert torch.equal(encode(copied, images), dense)
 
 
+@pytest.mark.parametrize("library", ["transformers CLIP, vision alone", "timm Eva, rotary", "timm ViT"])
+@torch.no_grad()
+def test_other_libraries_towers_compile_into_one_graph_too(library: str, images: Tensor) -> None:
+    model = LIBRARIES[library]()
+    torch._dynamo.reset()
+    with anchorprune.prune(model, "coarse", keep_patches=6):
+        expected = encode(model, images)
+        torch.testing.assert_close(encode(torch.compile(model, backend="eager", fullgraph=True), images), expected)
+
+
 @torch.no_grad()
 def test_images_in_half_precision(images: Tensor) -> None:
     visual = make_visual().to(torch.bfloat16)

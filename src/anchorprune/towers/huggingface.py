@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -75,7 +73,7 @@ class HuggingFaceTower(Tower):
         positions = resample_positions(stem.position_embedding.weight, self.grid, grid).unsqueeze(0)
         return [
             (stem, "interpolate_pos_encoding", partial(_first, positions)),
-            (stem, "forward", partial(_interpolating, MethodType(type(stem).forward, stem))),
+            (stem, "forward", partial(_interpolating, stem)),
         ]
 
     def num_heads(self, block: Any) -> int:
@@ -129,9 +127,10 @@ def _first(value: Tensor, *args: Any) -> Tensor:
     return value
 
 
-def _interpolating(own: Callable[..., Tensor], pixels: Tensor, **kwargs: Any) -> Tensor:
+def _interpolating(stem: Any, pixels: Tensor, **kwargs: Any) -> Tensor:
     """In place of an embedding's forward: with its positions interpolated to the size of the image."""
-    return own(pixels, interpolate_pos_encoding=True)
+    embedded: Tensor = type(stem).forward(stem, pixels, interpolate_pos_encoding=True)
+    return embedded
 
 
 def _returns_tuple(block: Any) -> bool:

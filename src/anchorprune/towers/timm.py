@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -97,7 +96,7 @@ class TimmTower(Tower):
             positions = resample_positions(trunk._parameters["pos_embed"][0], self.grid, grid)
             values.append((trunk, "pos_embed", positions.unsqueeze(0)))
         if (rope := getattr(trunk, "rope", None)) is not None:  # of all places; `cut` takes those of the new patches
-            values.append((rope, "get_embed", partial(_of_grid, MethodType(type(rope).get_embed, rope), self.grid)))
+            values.append((rope, "get_embed", partial(_of_grid, rope, self.grid)))
         return values
 
     def num_heads(self, block: Any) -> int:
@@ -191,9 +190,10 @@ class TimmTower(Tower):
         return q, k, v
 
 
-def _of_grid(get_embed: Callable[..., Tensor], grid: tuple[int, int], shape: Any = None) -> Tensor:
+def _of_grid(rope: Any, grid: tuple[int, int], shape: Any = None) -> Tensor:
     """In place of a rotary embedding's `get_embed`: that of `grid`, whatever shape is asked for."""
-    return get_embed(shape=grid)
+    embedding: Tensor = type(rope).get_embed(rope, shape=grid)
+    return embedding
 
 
 def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
