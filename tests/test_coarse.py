@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from fractions import Fraction
+from typing import Any
 
 import open_clip
 import pytest
@@ -11,7 +12,7 @@ import torch
 from conftest import LAYERS, PATCH, TOKENS, make_visual
 from hypothesis import given
 from hypothesis import strategies as st
-from libraries import LIBRARIES, encode
+from libraries import LIBRARIES, encode, hf_vision, timm_eva, timm_vit
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
@@ -166,6 +167,25 @@ def test_other_libraries_towers_compile_into_one_graph_too(library: str, images:
     with anchorprune.prune(model, "coarse", keep_patches=6):
         expected = encode(model, images)
         torch.testing.assert_close(encode(torch.compile(model, backend="eager", fullgraph=True), images), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: timm_eva(dynamic_img_size=True), {}),
+        (lambda: timm_eva(num_reg_tokens=4, rope_type="dinov3", use_abs_pos_emb=False, dynamic_img_size=True), {}),
+        (lambda: timm_vit(dynamic_img_size=True), {}),
+        (hf_vision, {"interpolate_pos_encoding": True}),
+    ],
+    ids=["timm Eva, rotary", "timm Eva, registers", "timm ViT", "transformers CLIP"],
+)
+@torch.no_grad()
+def test_a_tower_that_takes_any_size_shrinks_each_image_from_its_own(make: Any, options: dict) -> None:
+    model, larger = make(), torch.randn(2, 3, 48, 48)  # 6 × 6 patches; the tower's own are 4 × 4
+    with anchorprune.prune(model, "coarse", keep_patches=6) as pruning:
+        model(larger, **options)
+    prefix = pruning.tokens_before - 36
+    assert pruning.tokens_by_block == [prefix + 9, *[prefix + 6] * (LAYERS - 1)]  # 36 · (6/36)^0.75 = 9.4, about 9
 
 
 @torch.no_grad()

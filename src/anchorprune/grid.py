@@ -44,7 +44,6 @@ def as_plan(old: Grid, new: Grid, prefix: int, batch: int, device: torch.device)
 
     Kept are those in which a new patch has its centre; each other one goes into the new patch that its centre lies in.
     """
-
     rows = [(2 * a + 1) * old[0] // (2 * new[0]) for a in range(new[0])]
     columns = [(2 * a + 1) * old[1] // (2 * new[1]) for a in range(new[1])]
     centres = [prefix + row * old[1] + column for row in rows for column in columns]

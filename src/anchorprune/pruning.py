@@ -132,10 +132,10 @@ class Pruning:
         schedule = strategy.schedule(tower.num_patches, len(tower.blocks))
         shrinks = self._grid(tower.grid, schedule) != tower.grid
         self._first = min((number for number in schedule if number or shrinks), default=len(tower.blocks))
-        self._shadowed = {}
+        self._shadowed: dict[int, Any] = {}  # by number, what a block's forward was on the instance, if it was there
         self._attributes: list[tuple[nn.Module, str, Any]] = []
         if shrinks:  # first, because a tower may refuse it
-            stem, values = tower.stem, tower.on_grid(tower.grid)
+            stem, values = tower.stem, tower.on_grid(tower.grid, tower.grid)
             self._hooks.append(stem.register_forward_pre_hook(self._shrink))
             for part, name, value in values:
                 self._shadow(part, name, value)
@@ -148,12 +148,12 @@ class Pruning:
             weighted = strategy.size_weight > 0 and number >= self._first
             if strategy.acts == "inside" and (acts or weighted or self._spares(number)):
                 self._shadowed[number] = block.__dict__.get("forward")
-                block.__dict__["forward"] = partial(self._forward, number)
+                self._shadow(block, "forward", partial(self._forward, number))
             elif acts:
                 # The block's own, where torch.compile sees it: its guards do not look at hooks, so that a pruned model
                 # might run what was compiled for an unpruned one of the same class.
                 self._shadowed[number] = block.__dict__.get("forward")
-                block.__dict__["forward"] = block.forward
+                self._shadow(block, "forward", block.forward)
         for part, name in product(tower.parts, _WHOLE_GRID):
             if (own := getattr(part, name, None)) is not None:
                 self._shadow(part, name, partial(self._refuse, name, own))
@@ -167,10 +167,6 @@ class Pruning:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for number, earlier in self._shadowed.items():
-            del self._tower.blocks[number - 1].__dict__["forward"]
-            if earlier is not None:
-                self._tower.blocks[number - 1].__dict__["forward"] = earlier
         for part, name, earlier in self._attributes:
             del part.__dict__[name]
             if earlier is not _NOTHING:
@@ -309,7 +305,7 @@ class Pruning:
         record.counts = self.strategy.schedule(own[0] * own[1], len(tower.blocks))
         grid = self._grid(own, record.counts)
         record.plans[0] = as_plan(own, grid, tower.num_prefix_tokens, len(images), images.device)
-        for part, name, value in tower.on_grid(grid):
+        for part, name, value in tower.on_grid(grid, own):
             part.__dict__[name] = value
         return (shrink(images, grid[0] * patch[0], grid[1] * patch[1]), *args[1:])
 

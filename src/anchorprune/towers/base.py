@@ -88,11 +88,14 @@ class Tower(ABC):
             f"{type(self.module).__name__} sees images of one size alone: choose a strategy that does not shrink them"
         )
 
-    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+    def on_grid(self, grid: tuple[int, int], whole: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
         """What lets the tower see images of another grid than its own: attributes of its parts, and their values.
 
         Set on the instances (`__dict__`) while images of `grid` go through the tower, and deleted again. Only for
         towers that have a `stem`.
+
+        Args:
+            whole: the grid that these images had before they were shrunk; the tower's own, but where it takes any.
         """
         return []
 

@@ -62,7 +62,7 @@ class HuggingFaceTower(Tower):
         return embeddings
 
     @torch.no_grad()  # a constant to the gradient
-    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+    def on_grid(self, grid: tuple[int, int], whole: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
         stem: Any = self.stem
         if not hasattr(stem, "interpolate_pos_encoding"):
             raise UserError(

@@ -80,7 +80,7 @@ class OpenClipTower(Tower):
         return conv
 
     @torch.no_grad()  # a constant to the gradient
-    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+    def on_grid(self, grid: tuple[int, int], whole: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
         name = "positional_embedding"
         own: Any = {**self.module._parameters, **self.module._buffers}[name]
         return [(self.module, name, resample_positions(own, self.grid, grid))]

@@ -89,14 +89,14 @@ class TimmTower(Tower):
         return stem
 
     @torch.no_grad()  # a constant to the gradient
-    def on_grid(self, grid: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+    def on_grid(self, grid: tuple[int, int], whole: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
         trunk: Any = self.parts[-1]
         values: list[tuple[nn.Module, str, Any]] = [(self.stem, "strict_img_size", False)]
         if trunk._parameters.get("pos_embed") is not None and not trunk.dynamic_img_size:  # else it does so itself
             positions = resample_positions(trunk._parameters["pos_embed"][0], self.grid, grid)
             values.append((trunk, "pos_embed", positions.unsqueeze(0)))
         if (rope := getattr(trunk, "rope", None)) is not None:  # of all places; `cut` takes those of the new patches
-            values.append((rope, "get_embed", partial(_of_grid, rope, self.grid)))
+            values.append((rope, "get_embed", partial(_of_grid, rope, whole)))
         return values
 
     def num_heads(self, block: Any) -> int:
