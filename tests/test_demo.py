@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 from pages import check_in_browser, check_offline, elements, embedded
 from safetensors.torch import load_file, save_file
 
-from anchorprune import UserError, demo, results
+from anchorprune import RECOMMENDED, UserError, demo, results
 from anchorprune.cli import main
 from anchorprune.datasets import open_dataset
 from anchorprune.demo import run, words
@@ -156,7 +157,8 @@ def test_the_demo_leaves_a_page_and_the_results_and_nothing_else(outcome: tuple[
             assert (result["dataset"], result["model"], result["pretrained"]) == ("bundled", demo.MODEL, "bundled")
             assert result["n_samples"] == LIMIT
             pruning = result["pruning"] or {}
-            assert pruning.get("tokens_after") == (61 if strategy else None)
+            if way not in run.GRADUAL:
+                assert pruning.get("tokens_after") == (61 if strategy else None)
             assert {k: pruning[k] for k in (strategy.as_dict() if strategy else {})} == (
                 strategy.as_dict() if strategy else {}
             )
@@ -184,7 +186,21 @@ def test_the_table_is_printed_once_with_every_row(outcome: tuple[Path, str, str]
     assert f"{100 * high:.1f}" in row
     assert row.split()[-1] == "1.00×"
     assert f"{100 * low:.1f} to {100 * high:.1f}" in text
-    assert sum(line.startswith(("anchor", "random")) for line in out.splitlines()) == len(run.WAYS) - 1
+    pruned = tuple({f"{way.name} (" for way in run.WAYS if way.strategy})
+    assert sum(line.startswith(pruned) for line in out.splitlines()) == len(run.WAYS) - 1
+
+
+def test_the_gradual_ways_cost_no_more_than_the_described_method_that_they_stand_beside(
+    outcome: tuple[Path, str, str],
+) -> None:
+    def gmacs(file: str) -> float:
+        return float(results.read(outcome[0] / file)["cost"]["gmacs"])
+
+    cheap, dear = gmacs("anchor.json"), gmacs("anchor_block4.json")
+    for name in (RECOMMENDED, "tome"):
+        low, high = sorted(gmacs(file) for way in run.GRADUAL if way.name == name for file in way.files())
+        assert 0.95 * cheap < low <= cheap
+        assert 0.95 * dear < high <= dear
 
 
 def test_the_page_is_offline_escaped_and_attributed(outcome: tuple[Path, str, str]) -> None:
@@ -310,6 +326,13 @@ def test_the_verdict_is_that_of_the_interval(difference: Difference, says: str, 
         assert "95 % interval 5.0 to 15.0" in sentence
     else:
         assert "-1.0 points, 95 % interval -5.0 to +3.0" in sentence
+
+
+def test_the_best_pruning_is_named_with_its_block_where_it_has_one() -> None:
+    unpruned = dataclasses.replace(a_row(0.8, 1.0, "everything"), tokens=197)
+    early, gradual = a_row(0.5), dataclasses.replace(a_row(0.7, name="coarse"), block=None)
+    assert "kept by coarse: 70.0 %" in words.best([unpruned, early, gradual], unpruned)
+    assert "kept by anchor before block 2: 50.0 %" in words.best([unpruned, early], unpruned)
 
 
 def test_all_changes_are_counted_not_only_those_shown() -> None:

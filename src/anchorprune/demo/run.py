@@ -20,7 +20,7 @@ from anchorprune.cli import build_parser
 from anchorprune.errors import UserError
 from anchorprune.planning import plan_runs
 from anchorprune.runs import config_of, result_of, settings_of
-from anchorprune.strategies import make_strategy
+from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.base import Strategy
 
 TIMED, REPEATS = 16, 5  # photos at once in the timing, and rounds of it
@@ -78,7 +78,16 @@ LATE = tuple(
     )
     for way in EARLY
 )
-WAYS = (UNPRUNED, *EARLY, *LATE)
+# About the compute of the described method in block 2, and in block 4.
+GRADUAL = tuple(
+    Way(name, f"{detail}, {flag} {budget}", f"{name} {budget}", f"{name}_{budget}", name, {flag: budget})
+    for name, detail, flag, budgets in (
+        (RECOMMENDED, "recommended", "keep_patches", (92, 145)),
+        ("tome", "merging", "r", (37, 20)),
+    )
+    for budget in budgets
+)
+WAYS = (UNPRUNED, *EARLY, *LATE, *GRADUAL)
 
 
 @dataclass

@@ -59,10 +59,11 @@ def _interval(difference: Difference) -> str:
 
 def best(rows: Sequence[Row], unpruned: Row) -> str:
     """Which of the prunings kept most accuracy."""
-    top = max((row for row in rows if row.block is not None), key=lambda row: row.accuracy)
+    top = max((row for row in rows if row.tokens < row.all_tokens), key=lambda row: row.accuracy)
     speed = f", at {top.speed_up:.1f} times the speed" if top.speed_up else ""
+    where = "" if top.block is None else f" before block {top.block}"
     return (
-        f"Of the prunings below, most accuracy was kept by {_called(top)} before block {top.block}: "
+        f"Of the prunings below, most accuracy was kept by {_called(top)}{where}: "
         f"{percent(top.accuracy)} against {percent(unpruned.accuracy)} unpruned{speed}."
     )
 
