@@ -1,0 +1,115 @@
+"""Pruning where every patch shows real detail: images at their own pixels, nothing enlarged for the tower.
+
+    python benchmarks/native_pixels.py --model ViT-B-16-quickgelu --pretrained CHECKPOINT.pt \\
+      --data DATA/wds_caltech96 --load_clfs caltech96.pt
+
+The tower is built for images of 128 × 176 px (8 × 11 patches of 16 px), its positions resampled by open_clip, and sees
+the middle of each image of that size or more, cropped and never scaled. That is not the size that its weights were
+trained at: compare the ways with each other and with the unpruned row, not with other tables. Images of the search half
+(benchmarks/held_out.py) of the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from held_out import even
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, Normalize, ToTensor
+
+from anchorprune import prune
+from anchorprune.cost import image_tower_flops
+from anchorprune.datasets import open_dataset
+from anchorprune.report.stats import bootstrap_difference
+from anchorprune.strategies import make_strategy
+from anchorprune.strategies.base import Strategy
+
+SIZE = (128, 176)
+# The names and their budgets, from light to heavy; each column of budgets is of about the same GMACs.
+WAYS = {
+    "coarse": ("keep_patches", (72, 46, 35)),
+    "thin": ("keep_patches", (66, 33, 21)),
+    "tome": ("r", (3, 7, 9)),
+    "random": ("keep_patches", (68, 41, 31)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--pretrained", required=True)
+    parser.add_argument("--data", required=True, help="a webdataset folder with the split test")
+    parser.add_argument("--load_clfs", required=True, help="the classifier, [features, classes]")
+    parser.add_argument("--batch_size", type=int, default=50)
+    args = parser.parse_args()
+
+    model = open_clip.create_model(args.model, pretrained=args.pretrained, force_image_size=SIZE).eval()
+    clip = model.visual.preprocess_cfg
+    transform = Compose([CenterCrop(SIZE), ToTensor(), Normalize(clip["mean"], clip["std"])])
+    images, labels = native(args.data, transform)
+    classifier = torch.load(args.load_clfs, weights_only=True).float()
+    print(f"{len(images)} images, bfloat16 autocast, batch {args.batch_size}, {torch.get_num_threads()} threads\n")
+    print("| pruned to | GMACs | top-1, % | points to unpruned | coarse minus this |\n|---|---|---|---|---|")
+
+    def right(strategy: Strategy | None) -> list[float]:
+        features = [encode(model, batch, strategy) for batch in images.split(args.batch_size)]
+        return ((torch.cat(features) @ classifier).argmax(dim=1) == labels).double().tolist()
+
+    dense = right(None)
+    print(f"| everything | {image_tower_flops(model) / 2e9:.2f} | {100 * sum(dense) / len(dense):.1f} | | |")
+    for step in range(3):
+        first: list[float] = []
+        for name, (field, budgets) in WAYS.items():
+            draws: list[Strategy] = [make_strategy(name, **{field: budgets[step]})]
+            if name == "random":
+                draws = [make_strategy(name, keep_patches=budgets[step], draw_seed=seed) for seed in range(3)]
+            shares = [sum(each) / len(draws) for each in zip(*map(right, draws), strict=True)]
+            with prune(model, draws[0]):
+                gmacs = image_tower_flops(model) / 2e9
+            first = first or shares
+            behind = "" if first is shares else difference(first, shares)
+            print(
+                f"| `{name} --{field} {budgets[step]}` | {gmacs:.2f} | {100 * sum(shares) / len(shares):.1f} | "
+                f"{difference(shares, dense)} | {behind} |",
+                flush=True,
+            )
+
+
+def difference(one: list[float], other: list[float]) -> str:
+    """In points, with the paired bootstrap 95 % interval."""
+    by = bootstrap_difference(one, other)
+    return f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})"
+
+
+def native(data: str, transform: Compose) -> tuple[Tensor, Tensor]:
+    """The images `[n, 3, *SIZE]` of the search half that are large enough to be cropped to `SIZE`, and their labels."""
+    dataset = open_dataset(f"wds/{Path(data).name}", root=data, transform=lambda image: image.convert("RGB"))
+    chosen: list[Tensor] = []
+    labels: list[int] = []
+    for i, key in enumerate(dataset.keys):
+        if even(key) and fits((image := dataset.items[i][0]).size):
+            chosen.append(transform(image))
+            labels.append(int(dataset.items[i][1]))
+    return torch.stack(chosen), torch.tensor(labels)
+
+
+def fits(size: Sequence[int]) -> bool:
+    return size[1] >= SIZE[0] and size[0] >= SIZE[1]
+
+
+@torch.no_grad()
+def encode(model: open_clip.CLIP, images: Tensor, strategy: Strategy | None) -> Tensor:
+    """Normalised features; pruned where there is a strategy."""
+    with torch.autocast("cpu", torch.bfloat16):
+        if strategy is None:
+            return model.encode_image(images, normalize=True).float()
+        with prune(model, strategy):
+            return model.encode_image(images, normalize=True).float()
+
+
+if __name__ == "__main__":
+    main()
