@@ -12,19 +12,18 @@ trained at: compare the ways with each other and with the unpruned row, not with
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import open_clip
 import torch
-from held_out import even
+from held_out import difference, even
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, Normalize, ToTensor
 
 from anchorprune import prune
 from anchorprune.cost import image_tower_flops
 from anchorprune.datasets import open_dataset
-from anchorprune.report.stats import bootstrap_difference
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
 
@@ -79,36 +78,25 @@ def main() -> None:
             )
 
 
-def difference(one: list[float], other: list[float]) -> str:
-    """In points, with the paired bootstrap 95 % interval."""
-    by = bootstrap_difference(one, other)
-    return f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})"
-
-
 def native(data: str, transform: Compose) -> tuple[Tensor, Tensor]:
     """The images `[n, 3, *SIZE]` of the search half that are large enough to be cropped to `SIZE`, and their labels."""
     dataset = open_dataset(f"wds/{Path(data).name}", root=data, transform=lambda image: image.convert("RGB"))
     chosen: list[Tensor] = []
     labels: list[int] = []
     for i, key in enumerate(dataset.keys):
-        if even(key) and fits((image := dataset.items[i][0]).size):
-            chosen.append(transform(image))
-            labels.append(int(dataset.items[i][1]))
+        if even(key):
+            image, label = dataset.items[i]
+            if image.height >= SIZE[0] and image.width >= SIZE[1]:
+                chosen.append(transform(image))
+                labels.append(int(label))
     return torch.stack(chosen), torch.tensor(labels)
-
-
-def fits(size: Sequence[int]) -> bool:
-    return size[1] >= SIZE[0] and size[0] >= SIZE[1]
 
 
 @torch.no_grad()
 def encode(model: open_clip.CLIP, images: Tensor, strategy: Strategy | None) -> Tensor:
     """Normalised features; pruned where there is a strategy."""
-    with torch.autocast("cpu", torch.bfloat16):
-        if strategy is None:
-            return model.encode_image(images, normalize=True).float()
-        with prune(model, strategy):
-            return model.encode_image(images, normalize=True).float()
+    with torch.autocast("cpu", torch.bfloat16), prune(model, strategy) if strategy else nullcontext():
+        return model.encode_image(images, normalize=True).float()
 
 
 if __name__ == "__main__":

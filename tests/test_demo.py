@@ -30,6 +30,8 @@ from anchorprune.towers import open_clip as tower_file
 pytestmark = pytest.mark.skipif(not demo.PHOTOS.is_dir(), reason="the bundled photos are not there")
 
 LIMIT = 20
+# The tokens that reach the tower's end where they are not the described method's 61.
+GRADUAL = {"coarse_92.json": 93, "coarse_145.json": 146, "tome_37.json": 13, "tome_20.json": 77}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,8 +159,7 @@ def test_the_demo_leaves_a_page_and_the_results_and_nothing_else(outcome: tuple[
             assert (result["dataset"], result["model"], result["pretrained"]) == ("bundled", demo.MODEL, "bundled")
             assert result["n_samples"] == LIMIT
             pruning = result["pruning"] or {}
-            if way not in run.GRADUAL:
-                assert pruning.get("tokens_after") == (61 if strategy else None)
+            assert pruning.get("tokens_after") == (GRADUAL.get(file, 61) if strategy else None)
             assert {k: pruning[k] for k in (strategy.as_dict() if strategy else {})} == (
                 strategy.as_dict() if strategy else {}
             )
