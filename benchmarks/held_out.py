@@ -4,7 +4,8 @@
       --target_gmacs 10.4 8.8 7.1 6.4 --model ViT-B-16-quickgelu --pretrained CHECKPOINT.pt --dataset wds/cifar8 \\
       --dataset_root 'DATA/wds_{dataset_cleaned}' --load_clfs cifar8.pt
 
-Images are dealt to the halves by a hash of their key, whatever their order; takes every flag of `anchorprune sweep`.
+Images are dealt to the halves by a hash of their key, whatever their order; `--skip 400` leaves out those that an
+earlier look at 400 took. Takes every flag of `anchorprune sweep`.
 Prints the table of `sweep` and the paired differences of the first strategy to each other one at the same budget.
 """
 
@@ -30,6 +31,7 @@ def main() -> None:
     sweep = parser._subparsers._group_actions[0].choices["sweep"]  # type: ignore[union-attr, index, call-overload]
     sweep.add_argument("--part", choices=["search", "held_out"], default="held_out")
     sweep.add_argument("--images", type=int, default=400)
+    sweep.add_argument("--skip", type=int, default=0, help="leave out those that --images SKIP takes: seen before")
     args = parser.parse_args(["sweep", *sys.argv[1:]])
     args.argv = sys.argv[1:]
     run = single_run(args)
@@ -38,7 +40,9 @@ def main() -> None:
 
     keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
     half = [i for i, key in enumerate(keys) if even(key) == (args.part == "search")]
-    indices = [half[i] for i in choose([keys[i] for i in half], args.images, args.seed)]
+    names = [keys[i] for i in half]
+    seen = set(choose(names, args.skip, args.seed)) if args.skip else set()
+    indices = [half[i] for i in choose(names, args.skip + args.images, args.seed) if i not in seen]
     found = evaluate_ways(args, run, ways, indices)
 
     out = Path(args.out)

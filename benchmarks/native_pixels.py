@@ -30,7 +30,7 @@ from anchorprune.strategies.base import Strategy
 SIZE = (128, 176)
 # The names and their budgets, from light to heavy; each column of budgets is of about the same GMACs.
 WAYS = {
-    "coarse": ("keep_patches", (72, 46, 35)),
+    "coarse": ("keep_patches", (66, 33, 23)),
     "thin": ("keep_patches", (66, 33, 21)),
     "tome": ("r", (3, 7, 9)),
     "random": ("keep_patches", (68, 41, 31)),

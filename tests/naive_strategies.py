@@ -85,6 +85,15 @@ def thin(k: Tensor, prefix: int, count: int) -> Plan:
     return Plan([*range(prefix), *keys])
 
 
+def coarse(q: Tensor, k: Tensor, prefix: int, count: int, depth: float) -> Plan:
+    """In the tower's first half as `thin`, in its second the patches that get most attention from all tokens."""
+    if depth <= 0.5:
+        return thin(k, prefix, count)
+    a = naive.attention(q, k)
+    received = {j: sum(row[j] for row in a) / len(a) for j in patches(k, prefix)}
+    return Plan(sorted([*range(prefix), *naive.best(received, count)]))
+
+
 def pitome_energy(keys: dict[int, Vector], margin: float) -> dict[int, float]:
     """Tran et al. 2024, equation 4, α = 1: high for a patch in a large cluster."""
     energy = {}

@@ -49,22 +49,49 @@ def test_a_coarser_grid_alone_is_the_tower_that_open_clip_builds_for_smaller_ima
 
 
 @torch.no_grad()
-def test_no_share_for_the_grid_is_thin(images: Tensor) -> None:
+def test_no_share_for_the_grid_and_none_for_the_second_half_is_thin(images: Tensor) -> None:
     visual = make_visual()
     with anchorprune.prune(visual, "thin", keep_patches=6) as thin:
         expected = visual(images)
-    with anchorprune.prune(visual, "coarse", keep_patches=6, grid_share=0) as coarse:
+    with anchorprune.prune(visual, "coarse", keep_patches=6, grid_share=0, late_share=0) as coarse:
         assert torch.equal(visual(images), expected)
     assert torch.equal(coarse.kept, thin.kept)
 
 
-def test_the_grid_takes_its_share_and_thinning_the_rest() -> None:
-    strategy = make_strategy("coarse", keep_patches=49, grid_share=0.5)
-    assert strategy.schedule(196, 12) == {0: 98, 2: 85, 3: 74, 4: 65, 5: 56, 6: 49}
+def test_the_grid_the_first_half_and_the_second_share_the_way() -> None:
+    strategy = make_strategy("coarse", keep_patches=49, grid_share=0.5, late_share=0.5)
+    first, second = {2: 91, 3: 85, 4: 79, 5: 74, 6: 69}, {7: 64, 8: 60, 9: 56, 10: 52, 11: 49}
+    assert strategy.schedule(196, 12) == {0: 98, **first, **second}  # 69 = 98 · √(49/98)
+    assert make_strategy("coarse", keep_ratio=0.25, grid_share=0.5, late_share=0.5).schedule(196, 12) == {
+        0: 98,
+        **first,
+        **second,
+    }
     several = make_strategy("coarse", keep_patches=(100, 49), prune_layers=(2, 6), grid_share=0.5)
     assert several.schedule(196, 12) == {0: 100, 2: 100, 6: 49}  # the grid leaves what block 2 is to let through
-    assert make_strategy("coarse", keep_patches=300).schedule(196, 12) == {0: 196, **dict.fromkeys(range(2, 7), 196)}
-    assert make_strategy("coarse", keep_ratio=0.25, grid_share=0.5).schedule(196, 12) == strategy.schedule(196, 12)
+    assert make_strategy("coarse", keep_patches=300).schedule(196, 12) == {0: 196, **dict.fromkeys(range(2, 12), 196)}
+
+
+@pytest.mark.parametrize("layers", [(2, 3), (8, 9)])
+def test_blocks_of_one_half_alone_take_all_that_the_grid_leaves(layers: tuple[int, int]) -> None:
+    strategy = make_strategy("coarse", keep_patches=49, grid_share=0.5, prune_layers=layers)
+    assert strategy.schedule(196, 12) == {0: 98, layers[0]: 69, layers[1]: 49}
+
+
+@given(st.integers(1, 300), st.integers(2, 30), st.floats(0, 1), st.floats(0, 1), st.integers(1, 300))
+def test_a_larger_budget_is_larger_everywhere(
+    patches: int, blocks: int, grid_share: float, late_share: float, keep: int
+) -> None:
+    smaller, larger = (
+        make_strategy("coarse", keep_patches=count, grid_share=grid_share, late_share=late_share).schedule(
+            patches, blocks
+        )
+        for count in (keep, keep + 1)
+    )
+    assert list(smaller) == list(larger)
+    assert all(smaller[block] <= larger[block] for block in smaller)  # so that --target_gmacs can be solved by halving
+    assert list(smaller.values()) == sorted(smaller.values(), reverse=True)
+    assert list(smaller.values())[-1] == min(keep, patches)
 
 
 @torch.no_grad()
@@ -182,10 +209,11 @@ def test_other_libraries_towers_compile_into_one_graph_too(library: str, images:
 @torch.no_grad()
 def test_a_tower_that_takes_any_size_shrinks_each_image_from_its_own(make: Any, options: dict) -> None:
     model, larger = make(), torch.randn(2, 3, 48, 48)  # 6 × 6 patches; the tower's own are 4 × 4
-    with anchorprune.prune(model, "coarse", keep_patches=6) as pruning:
+    with anchorprune.prune(model, "coarse", keep_patches=6, grid_share=0.5, late_share=0.5) as pruning:
         model(larger, **options)
     prefix = pruning.tokens_before - 36
-    assert pruning.tokens_by_block == [prefix + 9, *[prefix + 6] * (LAYERS - 1)]  # 36 · (6/36)^0.75 = 9.4, about 9
+    # 36 · (6/36)^0.5 = 14.7, a grid of 4 × 4; then 6 · √(15/6) = 9.5 and 6.
+    assert pruning.tokens_by_block == [prefix + 16, prefix + 9, *[prefix + 6] * (LAYERS - 2)]
 
 
 @torch.no_grad()
@@ -196,7 +224,8 @@ def test_images_in_half_precision(images: Tensor) -> None:
     assert pruning.tokens_after == 7
 
 
+@pytest.mark.parametrize("field", ["grid_share", "late_share"])
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(UserError, match=r"grid_share=.* must lie between 0 and 1"):
-        anchorprune.prune(make_visual(), "coarse", grid_share=share)
+def test_a_share_that_is_none_is_refused(field: str, share: float) -> None:
+    with pytest.raises(UserError, match=rf"{field}=.* must lie between 0 and 1"):
+        anchorprune.prune(make_visual(), "coarse", **{field: share})

@@ -21,7 +21,7 @@ stepwise = pytest.mark.parametrize("strategy", STEPWISE)
 
 def schedule(strategy: str = "max_min", patches: int = 196, blocks: int = 12, **fields: object) -> dict[int, int]:
     if strategy == "coarse":
-        fields = {"grid_share": 0, **fields}
+        fields = {"grid_share": 0, "late_share": 2 / 3, **fields}
     found = make_strategy(strategy, **fields).schedule(patches, blocks)
     assert found.pop(0, patches) == patches
     return found

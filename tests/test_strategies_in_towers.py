@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from unittest.mock import patch
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.cost import image_tower_flops
+from anchorprune.budget import gmacs, solve
 from anchorprune.strategies import make_strategy, registry
-from anchorprune.strategies.base import StepwiseStrategy
+from anchorprune.strategies.base import StepwiseStrategy, Strategy
 from anchorprune.strategies.evit import EViT
 from anchorprune.strategies.tome import MergingStrategy
 from anchorprune.tokens import TokenPlan, Tokens, cls_attention
@@ -265,16 +264,30 @@ def test_along_the_budgets_the_cost_never_rises(strategy: str) -> None:
     if issubclass(registry()[strategy], StepwiseStrategy):
         fields["prune_layers"] = (2, 3, 4)
     budgets = make_strategy(strategy, **fields).budgets(TOKENS - 1, LAYERS)
-    costs = []
-    for budget in budgets:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a budget covers everything
-            with anchorprune.prune(visual, budget):
-                costs.append(image_tower_flops(visual))
-    assert costs[1:] == sorted(costs[1:], reverse=True)  # the first drops nothing, and selects nothing either
-    assert costs[-1] < image_tower_flops(visual)
+    costs = [gmacs(visual, budget) for budget in budgets]
+    rises = [i for i in range(2, len(costs)) if costs[i] > costs[i - 1]]  # the first drops and selects nothing
+    # Choosing has its price: of `coarse`, a budget that is the first to drop patches in one more block may cost more.
+    assert not rises or strategy == "coarse"
+    assert all(blocks_that_drop(budgets[i]) > blocks_that_drop(budgets[i - 1]) for i in rises)
+    assert costs[-1] < gmacs(visual, budgets[0])
     patches = [min(budget.schedule(TOKENS - 1, LAYERS).values(), default=TOKENS) for budget in budgets]
     assert patches == sorted(patches, reverse=True)
+
+
+def blocks_that_drop(strategy: Strategy) -> int:
+    counts = strategy.schedule(TOKENS - 1, LAYERS)
+    return len({count for block, count in counts.items() if block} - {counts.get(0, TOKENS - 1)})
+
+
+@every_strategy
+def test_a_target_is_met_by_the_largest_budget_that_fits_it(strategy: str) -> None:
+    visual, smallest = make_visual(), make_strategy(strategy, **SMALL[strategy])
+    budgets = smallest.budgets(TOKENS - 1, LAYERS)
+    costs = [gmacs(visual, budget) for budget in budgets]
+    dense = gmacs(visual, budgets[0])
+    for target in {cost * 1.0001 for cost in costs if cost * 1.0001 < dense}:
+        expected = next(budget for budget, cost in zip(budgets, costs, strict=True) if cost <= target)
+        assert solve(visual, smallest, target) == expected
 
 
 def test_the_block_that_a_tower_does_not_have_is_named() -> None:

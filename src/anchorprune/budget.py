@@ -40,6 +40,9 @@ def solve(model: nn.Module, strategy: Strategy, target_gmacs: float) -> Strategy
             high = middle
         else:
             low = middle + 1
+    # A budget may cost a trifle more than the next larger one: where it is the first to choose in one more block.
+    while high >= 2 and gmacs(model, budgets[high - 2]) <= target_gmacs:
+        high -= 2
     return budgets[high]
 
 

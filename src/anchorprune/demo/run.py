@@ -82,7 +82,7 @@ LATE = tuple(
 GRADUAL = tuple(
     Way(name, f"{detail}, {flag} {budget}", f"{name} {budget}", f"{name}_{budget}", name, {flag: budget})
     for name, detail, flag, budgets in (
-        (RECOMMENDED, "recommended", "keep_patches", (92, 145)),
+        (RECOMMENDED, "recommended", "keep_patches", (66, 124)),
         ("tome", "merging", "r", (37, 20)),
     )
     for budget in budgets

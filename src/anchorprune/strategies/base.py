@@ -169,10 +169,8 @@ class StepwiseStrategy(Strategy):
     def steps(self, num_patches: int, counts: tuple[int, ...], num_blocks: int) -> dict[int, int]:
         """The schedule that takes `num_patches` to `counts`; to one number by equal shares from block to block."""
         layers = self.layers(num_blocks)
-        steps = len(layers)
-        if len(counts) < steps:
-            share = min(1.0, counts[0] / num_patches)
-            counts = (*(round(num_patches * share ** (i / steps)) for i in range(1, steps)), counts[0])
+        if len(counts) < len(layers):
+            return falling(num_patches, counts[0], layers)
         return {layer: min(num_patches, count) for layer, count in zip(layers, counts, strict=True)}
 
     def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
@@ -180,6 +178,13 @@ class StepwiseStrategy(Strategy):
 
     def budgets(self, num_patches: int, num_blocks: int) -> Sequence[Strategy]:
         return [dataclasses.replace(self, keep_patches=(count,), keep_ratio=()) for count in range(num_patches, 0, -1)]
+
+
+def falling(start: int, end: int, layers: Sequence[int]) -> dict[int, int]:
+    """From `start` patches to `end` by equal shares from block to block."""
+    share, steps = min(1.0, end / start), len(layers)
+    counts = [*(round(start * share ** (i / steps)) for i in range(1, steps)), min(start, end)]
+    return dict(zip(layers, counts, strict=True))
 
 
 def _shown(values: tuple[Any, ...]) -> Any:

@@ -11,6 +11,7 @@ from anchorprune.tokens import (
     TokenPlan,
     Tokens,
     all_but,
+    at_least_float32,
     gather_tokens,
     keep_with_prefix,
     key_directions,
@@ -38,7 +39,8 @@ class Thin(StepwiseStrategy):
 
     prune_layers: tuple[int, ...] = option(
         (),
-        "act in these blocks, counted from 1, ascending (thin, coarse: when not given, from 2 to the middle)",
+        "act in these blocks, counted from 1, ascending (when not given from 2 on: thin to the middle, coarse to the "
+        "last but one)",
         kind=int,
     )
     gamma: float = option(0.4, "weight of log(N/n) in the logits of the n patches that are left of N, 0 … 1")
@@ -64,11 +66,19 @@ class Thin(StepwiseStrategy):
         while left.shape[1] > keep_patches:  # once, unless more than half are to go
             left = left.gather(1, _thinned(gather_tokens(directions, left), keep_patches))
 
-        keep = keep_with_prefix(left, tokens)
-        sizes = directions.new_ones(batch, tokens.x.shape[1]) if tokens.sizes is None else tokens.sizes
-        sizes = sizes.gather(1, keep)
-        prefix = tokens.num_prefix_tokens
-        return TokenPlan(keep, sizes=torch.cat([sizes[:, :prefix], sizes[:, prefix:] * (n / keep_patches)], dim=1))
+        return standing_in(left, tokens)
+
+
+def standing_in(patches: Tensor, tokens: Tokens) -> TokenPlan:
+    """Keeps these patches `[B, m]`, counted among the n patches there are, and lets each stand for n/m of them."""
+    import torch
+
+    keep = keep_with_prefix(patches, tokens)
+    prefix, n = tokens.num_prefix_tokens, tokens.x.shape[1]
+    sizes = at_least_float32(tokens.x).new_ones(len(keep), n) if tokens.sizes is None else tokens.sizes
+    sizes = sizes.gather(1, keep)
+    more = (n - prefix) / patches.shape[1]
+    return TokenPlan(keep, sizes=torch.cat([sizes[:, :prefix], sizes[:, prefix:] * more], dim=1))
 
 
 def _thinned(directions: Tensor, keep_patches: int) -> Tensor:
