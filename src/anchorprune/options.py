@@ -236,7 +236,7 @@ def add_tune_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SPEC",
         default=None,
-        help="which to search, as in sweep (default: coarse, thin and tome)",
+        help="which to search, as in sweep (default: coarse, coarse --grid_share 0.25 and tome)",
     )
     own.add_argument(
         "--calibration",
