@@ -181,6 +181,12 @@ def test_the_picture_is_what_the_model_saw() -> None:
     assert pictures.normalisation(ToTensor()) == ((0, 0, 0), (1, 1, 1))
 
 
+def test_six_series_have_six_marks_and_six_colours() -> None:
+    points = [Point(f"series {i}", "", 1.0 + i, 0.5, 0.4, 0.6) for i in range(6)]
+    keys = re.findall(r'class="key (s\d)".*?(<(?:path|circle|rect) class="mark".*?/>)', chart.legend(points))
+    assert len({colour for colour, _ in keys}) == len({mark for _, mark in keys}) == 6
+
+
 def test_the_legend_shows_three_different_marks() -> None:
     samples = pictures.legend_pictures()
     assert len({image.tobytes() for image, _ in samples}) == len(samples) == 3
@@ -273,7 +279,7 @@ def contrast(a: str, b: str) -> float:
 def test_text_stands_out_from_the_paper(scheme: int) -> None:
     blocks = re.findall(r":root \{(.*?)\}", Path(page.__file__).with_name("page.css").read_text(), re.DOTALL)
     colours = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", blocks[scheme]))
-    for name in ("ink", "soft", "link", "good", "bad", "s0", "s1", "s2", "s3"):
+    for name in ("ink", "soft", "link", "good", "bad", "s0", "s1", "s2", "s3", "k3", "k7"):
         needed = 4.5 if not name.startswith("s") or name == "soft" else 3.9  # chart labels repeat the table's names
         for behind in ("paper", "card"):
             assert contrast(colours[name], colours[behind]) >= needed, (name, behind)

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anchorprune.demo import words
-from anchorprune.demo.run import CREDITS, DESCRIBED, EVAL, RANDOM, REPEATS, SCALE, TIMED, UNPRUNED, Found, Way, pick
+from anchorprune.demo.run import (
+    CREDITS,
+    DESCRIBED,
+    EVAL,
+    GRADUAL,
+    RANDOM,
+    REPEATS,
+    SCALE,
+    TIMED,
+    UNPRUNED,
+    Found,
+    Way,
+    pick,
+)
 from anchorprune.pruning import prune
 from anchorprune.report import page
 from anchorprune.report.chart import Point
@@ -78,7 +91,7 @@ def describe(
                 if note
             ],
             points=[
-                Point(row.title, _label(row, one.way), row.gmacs, row.accuracy, row.low, row.high)
+                Point(_series(row, one.way), _label(row, one.way), row.gmacs, row.accuracy, row.low, row.high)
                 for row, one in zip(rows, found, strict=True)
             ],
             chart_notes=[
@@ -104,6 +117,11 @@ def describe(
             credits=CREDITS,
         )
     )  # fmt: skip
+
+
+def _series(row: Row, way: Way) -> str:
+    """What the chart's legend says; the budgets of one strategy share it."""
+    return row.name if way in GRADUAL else row.title
 
 
 def _label(row: Row, way: Way) -> str:

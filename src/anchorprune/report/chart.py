@@ -220,8 +220,10 @@ def marker(index: int, x: float, y: float) -> str:
         f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{s}"/>',
         f'<rect class="mark" x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r:.1f}" height="{2 * r:.1f}"/>',
         f'<path class="mark" d="M{x:.1f} {y - 1.2 * s:.1f}l{1.25 * s:.1f} {2.2 * s:.1f}h{-2.5 * s:.1f}z"/>',
+        f'<path class="mark" d="M{x:.1f} {y + 1.2 * s:.1f}l{1.25 * s:.1f} {-2.2 * s:.1f}h{-2.5 * s:.1f}z"/>',
+        f'<path class="mark" d="M{x - 1.2 * s:.1f} {y:.1f}l{2.2 * s:.1f} {-1.25 * s:.1f}v{2.5 * s:.1f}z"/>',
     )
-    return shapes[index % len(shapes)]
+    return shapes[index % len(shapes)]  # as many as `_class` has colours
 
 
 def legend(points: Sequence[Point]) -> str:
@@ -254,7 +256,7 @@ def _spot(spot: Placed, kind: str, index: int) -> list[str]:
 
 
 def _class(series: Sequence[str], name: str) -> str:
-    return f"s{series.index(name) % 4}"
+    return f"s{series.index(name) % 6}"
 
 
 def text_at(x: float, y: float, text: str, anchor: str) -> str:
