@@ -10,8 +10,12 @@ import pytest
 import torch
 from conftest import make_clip
 
+from anchorprune import RECOMMENDED, prune
 from anchorprune.cli import build_parser
+from anchorprune.cost import image_tower_flops
+from anchorprune.grid import coarser
 from anchorprune.options import strategy_options
+from anchorprune.strategies import make_strategy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -51,10 +55,27 @@ def test_the_first_python_example_runs(page: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
     example = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL).group(1)
-    example = example.replace("keep_patches=79", "keep_patches=6")  # this model has 17 tokens
+    example = example.replace("keep_patches=51", "keep_patches=6")  # this model has 17 tokens
     with torch.no_grad():
         exec(example, {"images": torch.randn(2, 3, 32, 32)})
     assert "17 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", READMES, ids=names(READMES))
+def test_the_first_python_example_costs_what_it_says(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    budget, entering, leaving, percent = map(
+        int, re.search(r"keep_patches=(\d+)\).*?196\D+(\d+)\D+(\d+)\D+(\d+) %", text, re.DOTALL).groups()
+    )
+    with torch.device("meta"):
+        model = open_clip.create_model("ViT-B-16-quickgelu", device="meta")
+    unpruned = image_tower_flops(model)
+    with prune(model, keep_patches=budget):
+        assert round(100 * image_tower_flops(model) / unpruned) == percent
+    strategy = make_strategy(RECOMMENDED, keep_patches=budget)
+    counts = strategy.schedule(196, 12)
+    rows, columns = coarser((14, 14), counts[0])
+    assert (rows * columns, counts[max(counts)]) == (entering, leaving)
 
 
 def test_the_readmes_table_of_flags_states_the_real_defaults() -> None:
