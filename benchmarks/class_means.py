@@ -4,6 +4,7 @@
       --dataset_root 'DATA/wds_{dataset_cleaned}' --split train --output caltech96.pt
 
 For data sets whose class names nobody has encoded: the file goes to `--load_clfs`. It holds `[D, classes]`, float32.
+`--part search` takes the images of one half alone (`held_out.py` deals them), so that the other can be measured on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 
 import torch
+from held_out import even
 from torch.nn import functional as F
 
 from anchorprune.cli import build_parser
@@ -22,14 +24,18 @@ from anchorprune.runs import load, settings_of, source_of
 
 @torch.no_grad()
 def main() -> None:
-    args = build_parser().parse_args(["eval", *sys.argv[1:]])
+    parser = build_parser()
+    evaluate = parser._subparsers._group_actions[0].choices["eval"]  # type: ignore[union-attr, index, call-overload]
+    evaluate.add_argument("--part", choices=["search", "held_out"], help="one half alone; both without it")
+    args = parser.parse_args(["eval", *sys.argv[1:]])
     (run,) = plan_runs(args)
     settings = settings_of(args)
     loaded = load(args, run, settings)
     dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
     assert dataset.classes is not None
     sums = torch.zeros(len(dataset.classes), 0)
-    indices = choose(dataset.keys, settings.limit, settings.seed)
+    part = [i for i, key in enumerate(dataset.keys) if args.part in (None, "search" if even(key) else "held_out")]
+    indices = [part[i] for i in choose([dataset.keys[i] for i in part], settings.limit, settings.seed)]
     for batch in loader(dataset, indices, batch_size=settings.batch_size, num_workers=settings.num_workers):
         with settings.autocast():
             features = F.normalize(loaded.model.encode_image(batch.images.to(settings.device)).float(), dim=-1).cpu()
