@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from held_out import even
+from held_out import half_of, subcommand
 from torch.nn import functional as F
 
 from anchorprune.cli import build_parser
@@ -25,8 +25,9 @@ from anchorprune.runs import load, settings_of, source_of
 @torch.no_grad()
 def main() -> None:
     parser = build_parser()
-    evaluate = parser._subparsers._group_actions[0].choices["eval"]  # type: ignore[union-attr, index, call-overload]
-    evaluate.add_argument("--part", choices=["search", "held_out"], help="one half alone; both without it")
+    subcommand(parser, "eval").add_argument(
+        "--part", choices=["search", "held_out"], help="one half alone; both without it"
+    )
     args = parser.parse_args(["eval", *sys.argv[1:]])
     (run,) = plan_runs(args)
     settings = settings_of(args)
@@ -34,7 +35,7 @@ def main() -> None:
     dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
     assert dataset.classes is not None
     sums = torch.zeros(len(dataset.classes), 0)
-    part = [i for i, key in enumerate(dataset.keys) if args.part in (None, "search" if even(key) else "held_out")]
+    part = half_of(dataset.keys, args.part) if args.part else range(len(dataset.keys))
     indices = [part[i] for i in choose([dataset.keys[i] for i in part], settings.limit, settings.seed)]
     for batch in loader(dataset, indices, batch_size=settings.batch_size, num_workers=settings.num_workers):
         with settings.autocast():

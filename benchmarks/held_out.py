@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from anchorprune.sweep import UNPRUNED, evaluate_ways, measured, share_right, si
 
 def main() -> None:
     parser = build_parser()
-    sweep = parser._subparsers._group_actions[0].choices["sweep"]  # type: ignore[union-attr, index, call-overload]
+    sweep = subcommand(parser, "sweep")
     sweep.add_argument("--part", choices=["search", "held_out"], default="held_out")
     sweep.add_argument("--images", type=int, default=400)
     sweep.add_argument("--skip", type=int, default=0, help="leave out those that --images SKIP takes: seen before")
@@ -39,8 +41,10 @@ def main() -> None:
     ways = [UNPRUNED, *ways_of(args.strategies, args.targets, partial(check_tower, args.model_type, run.model))]
 
     keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
-    half = [i for i, key in enumerate(keys) if even(key) == (args.part == "search")]
+    half = half_of(keys, args.part)
     names = [keys[i] for i in half]
+    if not 0 <= args.skip < len(names):
+        sweep.error(f"--skip {args.skip}: must be 0 or more and leave some of this half's {len(names)} images")
     seen = set(choose(names, args.skip, args.seed)) if args.skip else set()
     indices = [half[i] for i in choose(names, args.skip + args.images, args.seed) if i not in seen]
     found = evaluate_ways(args, run, ways, indices)
@@ -68,6 +72,16 @@ def difference(one: list[float], other: list[float]) -> str:
     """Of the shares that were right, in points, with the paired bootstrap 95 % interval."""
     by = bootstrap_difference(one, other)
     return f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})"
+
+
+def subcommand(parser: ArgumentParser, name: str) -> ArgumentParser:
+    """The parser of `anchorprune NAME`, for a benchmark's own flags beside its."""
+    return parser._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr, index, call-overload, no-any-return]
+
+
+def half_of(keys: Sequence[str], part: str) -> list[int]:
+    """Indices of the images of one half, "search" or "held_out"."""
+    return [i for i, key in enumerate(keys) if even(key) == (part == "search")]
 
 
 def even(key: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import open_clip
 import torch
-from held_out import difference, even
+from held_out import difference, half_of
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, Normalize, ToTensor
 
@@ -83,12 +83,11 @@ def native(data: str, transform: Compose) -> tuple[Tensor, Tensor]:
     dataset = open_dataset(f"wds/{Path(data).name}", root=data, transform=lambda image: image.convert("RGB"))
     chosen: list[Tensor] = []
     labels: list[int] = []
-    for i, key in enumerate(dataset.keys):
-        if even(key):
-            image, label = dataset.items[i]
-            if image.height >= SIZE[0] and image.width >= SIZE[1]:
-                chosen.append(transform(image))
-                labels.append(int(label))
+    for i in half_of(dataset.keys, "search"):
+        image, label = dataset.items[i]
+        if image.height >= SIZE[0] and image.width >= SIZE[1]:
+            chosen.append(transform(image))
+            labels.append(int(label))
     return torch.stack(chosen), torch.tensor(labels)
 
 

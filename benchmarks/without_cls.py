@@ -17,6 +17,7 @@ from typing import Any
 
 import timm
 import torch
+from held_out import subcommand
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,7 +43,7 @@ LAYERS = (2, 6, 8)
 
 def main() -> None:
     parser = build_parser()
-    parse_eval = parser._subparsers._group_actions[0].choices["eval"]  # type: ignore[union-attr, index, call-overload]
+    parse_eval = subcommand(parser, "eval")
     parse_eval.add_argument("--tower", default="vit_base_patch16_clip_quickgelu_224", help="the model's name in timm")
     parse_eval.add_argument("--fit_on", required=True, help="data set whose images the head is fitted on")
     parse_eval.add_argument("--fit_split", default="train")
