@@ -15,6 +15,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Each says whether it met its target; make goes on and fails at the end. With UPSTREAM=path/to/clip_benchmark (in an
 # environment of its own, see benchmarks/end_to_end.py) whole commands are timed too.

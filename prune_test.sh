@@ -17,7 +17,7 @@ import json
 import sys
 
 unpruned, pruned = (json.load(open(path, encoding="utf-8")) for path in sys.argv[1:])
-pruning = pruned.get("pruning")
+pruning = (pruned.get("pruning") or {}).get("measured")
 if unpruned.get("pruning") or not pruning:
     sys.exit(f"{sys.argv[2]}: the pruned run did not prune, or the unpruned one did")
 dropped = "" if pruning["effective"] else " (nothing was dropped: the budget covers all tokens)"

@@ -15,11 +15,12 @@ import torch
 from held_out import half_of, subcommand
 from torch.nn import functional as F
 
-from anchorprune.cli import build_parser
+from anchorprune.commands import build_parser
+from anchorprune.commands._requests import single_request
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.sampling import choose, loader
-from anchorprune.planning import plan_runs
-from anchorprune.runs import load, settings_of, source_of
+from anchorprune.evaluation.runtime import Runtime
+from anchorprune.models import load
 
 
 @torch.no_grad()
@@ -29,17 +30,17 @@ def main() -> None:
         "--part", choices=["search", "held_out"], help="one half alone; both without it"
     )
     args = parser.parse_args(["eval", *sys.argv[1:]])
-    (run,) = plan_runs(args)
-    settings = settings_of(args)
-    loaded = load(args, run, settings)
-    dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
+    request = single_request(args)
+    data, compute, runtime = request.data, request.compute, Runtime.of(request.compute)
+    loaded = load(request.model, runtime.device, runtime.weights, data.seed)
+    dataset = open_dataset(data, loaded.transform)
     assert dataset.classes is not None
     sums = torch.zeros(len(dataset.classes), 0)
     part = half_of(dataset.keys, args.part) if args.part else range(len(dataset.keys))
-    indices = [part[i] for i in choose([dataset.keys[i] for i in part], settings.limit, settings.seed)]
-    for batch in loader(dataset, indices, batch_size=settings.batch_size, num_workers=settings.num_workers):
-        with settings.autocast():
-            features = F.normalize(loaded.model.encode_image(batch.images.to(settings.device)).float(), dim=-1).cpu()
+    indices = [part[i] for i in choose([dataset.keys[i] for i in part], data.limit, data.seed)]
+    for batch in loader(dataset, indices, batch_size=compute.batch_size, num_workers=compute.num_workers):
+        with runtime.autocast():
+            features = F.normalize(loaded.model.encode_image(batch.images.to(runtime.device)).float(), dim=-1).cpu()
         sums = sums if sums.shape[1] else torch.zeros(len(dataset.classes), features.shape[1])
         sums.index_add_(0, batch.targets, features)
     torch.save(F.normalize(sums, dim=1).T.contiguous(), args.output)

@@ -15,7 +15,7 @@ import math
 import sys
 from pathlib import Path
 
-from anchorprune.cli import main as anchorprune
+from anchorprune.commands import main as anchorprune
 
 DESCRIBED = ["--enable_pruning", "--k_anchors", "10", "--top_m", "50", "--alpha", "0.5"]
 BETTER = ["--score_norm", "minmax", "--importance", "from_anchors"]
@@ -55,7 +55,7 @@ def main() -> int:
         accuracies = [100 * result["metrics"]["acc1"] for result in results]
         mean, n = sum(accuracies) / len(accuracies), results[0]["n_samples"]
         margin = 196 * math.sqrt(mean / 100 * (1 - mean / 100) / n)
-        tokens = (results[0]["pruning"] or {}).get("tokens_after", "all")
+        tokens = (results[0]["pruning"] or {}).get("measured", {}).get("tokens_after", "all")
         label = name if len(results) == 1 else f"{name} (mean of {len(results)} draws)"
         print(f"| {label} | {tokens} | {results[0]['cost']['gmacs']:.1f} | {mean:.1f} ± {margin:.1f} | {n:,} |")
     where = results[0]["environment"]

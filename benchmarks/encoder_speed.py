@@ -15,10 +15,10 @@ import open_clip
 import target
 import torch
 
-from anchorprune.evaluate import Settings
-from anchorprune.speed import as_text, measure
+from anchorprune.evaluation.runtime import Runtime
 from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.anchor import Anchor
+from anchorprune.studies.speed import as_text, measure
 from anchorprune.tokens import TokenPlan, Tokens
 
 
@@ -59,9 +59,9 @@ def main() -> None:
     ]
     for precision in args.precision:
         for batch_size in args.batch_size:
-            settings = Settings(device, precision=precision)
-            found = measure(model, strategies, settings, batch_size, args.repeats)
-            print(f"\n{args.model}, {device}, {torch.get_num_threads()} threads, {settings.dtype}, batch {batch_size}")
+            runtime = Runtime(device, precision)
+            found = measure(model, strategies, runtime, batch_size, args.repeats)
+            print(f"\n{args.model}, {device}, {torch.get_num_threads()} threads, {runtime.dtype}, batch {batch_size}")
             print(f"median of {args.repeats} alternating repeats, torch {torch.__version__}\n\n{as_text(found)}\n")
             for speed in found[1:]:
                 if isinstance(speed.strategy, OriginalDesign):

@@ -24,7 +24,7 @@ import open_clip
 import target
 import torch
 
-from anchorprune import demo
+from anchorprune import bundled
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         weights = Path(folder) / "weights.pt"
         torch.save(open_clip.create_model(args.model).state_dict(), weights)
         shared = ["--model", args.model, "--pretrained", str(weights), "--no_amp"]
-        shared += ["--dataset", "wds/photos", "--dataset_root", str(demo.PHOTOS)]
+        shared += ["--dataset", "wds/photos", "--dataset_root", str(bundled.PHOTOS)]
         shared += ["--batch_size", str(args.batch_size), "--num_workers", str(args.num_workers)]
         commands = {
             "upstream": [args.upstream, "eval", *shared],

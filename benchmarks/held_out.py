@@ -15,17 +15,17 @@ import hashlib
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from anchorprune import results
-from anchorprune.cli import build_parser
+from anchorprune.commands import build_parser
+from anchorprune.commands._flags import parse_strategies
+from anchorprune.commands._requests import single_request
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.sampling import choose
-from anchorprune.report.frontier import as_text
-from anchorprune.report.stats import bootstrap_difference
-from anchorprune.runs import check, check_tower, source_of
-from anchorprune.sweep import UNPRUNED, evaluate_ways, measured, share_right, single_run, ways_of, write
+from anchorprune.evaluation.statistics import bootstrap_difference
+from anchorprune.files import write_text
+from anchorprune.studies.sweep import Sweep, plan
+from anchorprune.studies.ways import Wanted, evaluate_ways, mean_scores
 
 
 def main() -> None:
@@ -35,29 +35,26 @@ def main() -> None:
     sweep.add_argument("--images", type=int, default=400)
     sweep.add_argument("--skip", type=int, default=0, help="leave out those that --images SKIP takes: seen before")
     args = parser.parse_args(["sweep", *sys.argv[1:]])
-    args.argv = sys.argv[1:]
-    run = single_run(args)
-    check(args, [run], None)
-    ways = [UNPRUNED, *ways_of(args.strategies, args.targets, partial(check_tower, args.model_type, run.model))]
+    request = single_request(args)
+    strategies = parse_strategies(args.strategies)
+    ways = plan(request, None if strategies is None else [Wanted(*each) for each in strategies], args.targets)
 
-    keys = open_dataset(run.dataset, transform=lambda image: image, **source_of(args, run)).keys
+    keys = open_dataset(request.data, lambda image: image).keys
     half = half_of(keys, args.part)
     names = [keys[i] for i in half]
     if not 0 <= args.skip < len(names):
         sweep.error(f"--skip {args.skip}: must be 0 or more and leave some of this half's {len(names)} images")
     seen = set(choose(names, args.skip, args.seed)) if args.skip else set()
     indices = [half[i] for i in choose(names, args.skip + args.images, args.seed) if i not in seen]
-    found = evaluate_ways(args, run, ways, indices)
+    found = Sweep(request, ways, evaluate_ways(request, ways, indices=indices, progress=args.verbose))
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    points = [measured(args, run, way, of_way, found[0][0]) for way, of_way in zip(ways, found, strict=True)]
-    for of_way in found:
-        for one in of_way:
-            write(args, run, one, out)
-    table = as_text(points).split("\nOn a frontier")[0]
-    lines = [f"{run.dataset}, {args.part}, {len(indices)} images", "", table, "", "Paired differences, points:"]
-    right = [share_right(of_way) for of_way in found]
+    found.save(out)
+    points = found.points
+    table = found.to_text().split("\nOn a frontier")[0]
+    lines = [f"{request.data.name}, {args.part}, {len(indices)} images", "", table, "", "Paired differences, points:"]
+    right = [mean_scores(of_way) for of_way in found.results]
     first = [i for i, way in enumerate(ways) if way.name == ways[1].name]
     for i in first:
         for j in range(1, len(ways)):
@@ -65,7 +62,7 @@ def main() -> None:
                 pair = f"{points[i].title} ({points[i].gmacs:.2f}) minus {points[j].title} ({points[j].gmacs:.2f})"
                 lines.append(f"  {pair}: {difference(right[i], right[j])}")
     print("\n".join(lines))
-    results.write_text("\n".join(lines) + "\n", out / "table.txt")
+    write_text("\n".join(lines) + "\n", out / "table.txt")
 
 
 def difference(one: list[float], other: list[float]) -> str:

@@ -22,8 +22,8 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, Normalize, ToTensor
 
 from anchorprune import prune
-from anchorprune.cost import image_tower_flops
-from anchorprune.datasets import open_dataset
+from anchorprune.datasets import DataSpec, open_dataset
+from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
 
@@ -80,7 +80,7 @@ def main() -> None:
 
 def native(data: str, transform: Compose) -> tuple[Tensor, Tensor]:
     """The images `[n, 3, *SIZE]` of the search half that are large enough to be cropped to `SIZE`, and their labels."""
-    dataset = open_dataset(f"wds/{Path(data).name}", root=data, transform=lambda image: image.convert("RGB"))
+    dataset = open_dataset(DataSpec(name=f"wds/{Path(data).name}", root=data), lambda image: image.convert("RGB"))
     chosen: list[Tensor] = []
     labels: list[int] = []
     for i in half_of(dataset.keys, "search"):

@@ -20,7 +20,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
     target.hold("seconds for --help", statistics.median(seconds), at_most=0.3)
     code = (
-        "import sys\nfrom anchorprune.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom anchorprune.commands import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"
     )
     torch_came = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode

@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from contextlib import nullcontext
 
 import open_clip
 import target
 import torch
 
-from anchorprune.cost import image_tower_flops
-from anchorprune.encoding import Encoder, EncodersInTurns
+from anchorprune.evaluation.encoding import Encoder, EncodersInTurns
+from anchorprune.evaluation.runtime import Runtime
+from anchorprune.pruning.copies import sharing_copy
+from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import make_strategy
 from anchorprune.towers import find_tower
 
@@ -41,7 +42,10 @@ def main() -> None:
         for alpha in (0.25, 0.75)
         for norm in ("none", "minmax")
     ]
-    encoders = [Encoder(model, way, device, nullcontext, dense) for way in [None, *ways]]
+    runtime = Runtime(device, "fp32")
+    encoders = [
+        Encoder(sharing_copy(model) if way else model, way, runtime, dense_flops=dense) for way in [None, *ways]
+    ]
     together, alone = EncodersInTurns(encoders), [EncodersInTurns([encoder]) for encoder in encoders]
 
     def seconds(*passes: EncodersInTurns) -> float:

@@ -22,14 +22,18 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 from torch.nn import functional as F
 
-from anchorprune.cli import build_parser
+from anchorprune.commands import build_parser
+from anchorprune.commands._requests import requests_of
 from anchorprune.datasets import dataset_root, open_dataset
 from anchorprune.datasets.sampling import choose, loader
-from anchorprune.evaluate import Evaluation, Settings, environment, evaluate_all
-from anchorprune.planning import plan_runs
-from anchorprune.report.stats import bootstrap_difference
-from anchorprune.runs import load, settings_of, source_of
+from anchorprune.evaluation.engine import evaluate
+from anchorprune.evaluation.request import Compute, Request
+from anchorprune.evaluation.result import Result
+from anchorprune.evaluation.runtime import Runtime
+from anchorprune.evaluation.statistics import bootstrap_difference
+from anchorprune.models import load
 from anchorprune.strategies import make_strategy
+from anchorprune.tasks import make_task
 
 # Each in three blocks, down to 60 patches: title, name, the field that says in which block, other fields.
 STRATEGIES: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -50,8 +54,9 @@ def main() -> None:
     parse_eval.add_argument("--fit_images", type=int, default=2000)
     parse_eval.add_argument("--fit_epochs", type=int, default=8)
     args = parser.parse_args(["eval", *sys.argv[1:]])
-    runs, settings = plan_runs(args), settings_of(args)
-    loaded = load(args, runs[0], settings)
+    requests = requests_of(args)
+    compute, runtime = requests[0].compute, Runtime.of(requests[0].compute)
+    loaded = load(requests[0].model, runtime.device, runtime.weights, args.seed)
     ways = [
         make_strategy(name, **{**fields, where: block, "cls_substitute": by})
         for _, name, where, fields in STRATEGIES
@@ -59,36 +64,38 @@ def main() -> None:
         for by in ("received", "pool_query")
     ]
 
-    source = {"root": dataset_root(args.dataset_root, args.fit_on), "split": args.fit_split}
-    images = open_dataset(args.fit_on, transform=loaded.transform, **source)
+    root = dataset_root(args.dataset_root, args.fit_on)
+    spec = dataclasses.replace(requests[0].data, name=args.fit_on, root=root, split=args.fit_split)
+    images = open_dataset(spec, loaded.transform)
     torch.manual_seed(args.seed)
-    clip, tower = loaded.model.visual, without_cls(args.tower, loaded.model.visual).to(settings.device)
-    cosine = fit(tower, *cached(tower, clip, images, args.fit_images, settings), args.fit_epochs, settings)
+    clip, tower = loaded.model.visual, without_cls(args.tower, loaded.model.visual).to(runtime.device)
+    tokens = cached(tower, clip, images, args.fit_images, args.seed, compute, runtime)
+    cosine = fit(tower, *tokens, args.fit_epochs, args.seed, runtime)
     print(f"cosine to the features with CLS, on images that the head was not fitted on: {cosine:.3f}", flush=True)
 
     head, rows = "| strategy | block |", [f"| {one[0]} | {block} |" for one in STRATEGIES for block in LAYERS]
-    for run, classifier in zip(runs, args.load_clfs, strict=True):
-        dataset = open_dataset(run.dataset, transform=loaded.transform, **source_of(args, run))
-        own = dataclasses.replace(settings, load_clfs=(classifier,))
+    for asked, classifier in zip(requests, args.load_clfs, strict=True):
+        request: Request = dataclasses.replace(asked, task=make_task(asked.task.name, load_clfs=(classifier,)))
         loaded.model.visual = clip
-        (with_cls,) = evaluate_all(loaded, dataset, [None], own)
+        with_cls = evaluate(request, model=loaded)
         loaded.model.visual = tower
-        unpruned, *found = evaluate_all(loaded, dataset, [None, *ways], own, keep_outcomes=True)
-        print(f"{run.dataset}, {unpruned.result['n_samples']} images, unpruned: {top(with_cls)} with CLS, ", end="")
+        all_ways = [dataclasses.replace(request, pruning=way) for way in [None, *ways]]
+        unpruned, *found = evaluate(all_ways, model=loaded, keep_scores=True)
+        print(f"{request.data.name}, {unpruned.n_samples} images, unpruned: {top(with_cls)} with CLS, ", end="")
         print(f"{top(unpruned)} without", flush=True)
-        head += f" {run.dataset}, received | pool_query | difference |"
+        head += f" {request.data.name}, received | pool_query | difference |"
         for i, (received, pool_query) in enumerate(zip(found[::2], found[1::2], strict=True)):
-            by = bootstrap_difference(received.outcomes.right, pool_query.outcomes.right)
+            by = bootstrap_difference(received.outcomes.scores, pool_query.outcomes.scores)
             difference = f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})".replace("-", "−")
             rows[i] += f" {top(received)} | {top(pool_query)} | {difference} |"
-    print("", head, "|---|---:|" + "---:|---:|---|" * len(runs), *rows, "", sep="\n")
-    of = environment(settings)
+    print("", head, "|---|---:|" + "---:|---:|---|" * len(requests), *rows, "", sep="\n")
+    of = runtime.environment()
     print(f"{of['device_name']} ({of['device']}, {of['threads']} threads), {of['dtype']}, ", end="")
-    print(f"batch {settings.batch_size}, torch {of['torch']}, open_clip {of['open_clip']}; differences with 95 %.")
+    print(f"batch {compute.batch_size}, torch {of['torch']}, open_clip {of['open_clip']}; differences with 95 %.")
 
 
-def top(found: Evaluation) -> str:
-    return f"{100 * found.result['metrics']['acc1']:.1f}"
+def top(found: Result) -> str:
+    return f"{100 * found.metrics['acc1']:.1f}"
 
 
 def without_cls(name: str, visual: Any) -> Any:
@@ -103,29 +110,31 @@ def without_cls(name: str, visual: Any) -> Any:
 
 
 @torch.no_grad()
-def cached(tower: Any, visual: Any, dataset: Any, count: int, settings: Settings) -> tuple[Tensor, Tensor]:
+def cached(
+    tower: Any, visual: Any, dataset: Any, count: int, seed: int, compute: Compute, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
     """For some images, in random order, what the head gets `[n, N, D]` and what it shall give `[n, F]`."""
-    indices = choose(dataset.keys, count, settings.seed)
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(settings.seed))
+    indices = choose(dataset.keys, count, seed)
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     indices, tokens, features = [indices[i] for i in order], [], []
-    for batch in loader(dataset, indices, batch_size=settings.batch_size, num_workers=settings.num_workers):
-        images = batch.images.to(settings.device)
-        with settings.autocast():
+    for batch in loader(dataset, indices, batch_size=compute.batch_size, num_workers=compute.num_workers):
+        images = batch.images.to(runtime.device)
+        with runtime.autocast():
             tokens.append(tower.forward_features(images).bfloat16())
             features.append(F.normalize(visual(images).float(), dim=-1))
     return torch.cat(tokens), torch.cat(features)
 
 
-def fit(tower: Any, tokens: Tensor, features: Tensor, epochs: int, settings: Settings) -> float:
+def fit(tower: Any, tokens: Tensor, features: Tensor, epochs: int, seed: int, runtime: Runtime) -> float:
     """Fit the head by cosine; returns the mean cosine on the last tenth, which it was not fitted on."""
     head = [*tower.attn_pool.parameters(), *tower.head.parameters()]
     optimizer = torch.optim.Adam(head)
     size, train = 50, len(tokens) * 9 // 10
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=epochs * -(-train // size))
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def cosine(some: Any) -> Tensor:
-        with settings.autocast():
+        with runtime.autocast():
             return F.cosine_similarity(tower.forward_head(tokens[some].float()).float(), features[some], dim=-1)
 
     for _ in range(epochs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import HEADS, LAYERS, TOKENS, make_visual
+from support.models import HEADS, LAYERS, TOKENS, make_visual
 from torch import Tensor, nn
 
 import anchorprune

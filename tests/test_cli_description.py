@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli_material import checkpoint, command, make_cifar10, read
+from support.material import checkpoint, command, make_cifar10, read
 
-from anchorprune.towers import open_clip
+from anchorprune.models import open_clip
 
 builder = pytest.importorskip("clip_benchmark.datasets.builder")
 
 UPSTREAM_KEYS = {"dataset", "model", "pretrained", "task", "metrics", "language"}
 PRUNING = ["--enable_pruning", "--k_anchors", "10", "--top_m", "50", "--alpha", "0.5"]
+
+MEASURED = {"effective": True, "tokens_before": 197, "tokens_after": 61, "tokens_by_block": []}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,11 @@ def test_the_unpruned_run_says_that_it_is(examples: Examples) -> None:
 def test_vit_b_32_has_50_tokens_so_the_budget_of_61_drops_none(b32: Examples) -> None:
     pruning = b32.pruned["pruning"]
     assert (pruning["strategy"], pruning["k_anchors"], pruning["top_m"], pruning["alpha"]) == ("anchor", 10, 50, 0.5)
-    assert (pruning["effective"], pruning["tokens_before"], pruning["tokens_after"]) == (False, 50, 50)
+    assert pruning["measured"] | {"tokens_by_block": []} == MEASURED | {
+        "effective": False,
+        "tokens_before": 50,
+        "tokens_after": 50,
+    }
     assert b32.pruned["metrics"] == b32.baseline["metrics"]
     assert b32.pruned["cost"]["gmacs"] == b32.baseline["cost"]["gmacs"] == pytest.approx(4.408811520, abs=1e-9)
 
@@ -115,7 +121,7 @@ def test_vit_b_32_gets_one_warning_with_the_numbers_and_a_budget_that_prunes(b32
 
 def test_vit_b_16_keeps_61_of_197_tokens(b16: Examples) -> None:
     pruning = b16.pruned["pruning"]
-    assert (pruning["effective"], pruning["tokens_before"], pruning["tokens_after"]) == (True, 197, 61)
+    assert pruning["measured"] | {"tokens_by_block": []} == MEASURED
     assert b16.warnings == []
     assert b16.pruned["cost"]["gmacs"] < b16.pruned["cost"]["gmacs_dense"] / 2
     assert b16.pruned["cost"]["gmacs_dense"] == b16.baseline["cost"]["gmacs"]
@@ -128,7 +134,7 @@ def test_extracting_attention_disturbs_no_metric(examples: Examples) -> None:
 
 def test_the_attention_file_has_what_the_description_says(examples: Examples) -> None:
     saved, result = examples.attention, examples.with_attention
-    before, after = (result["pruning"][key] for key in ("tokens_before", "tokens_after"))
+    before, after = (result["pruning"]["measured"][key] for key in ("tokens_before", "tokens_after"))
     assert (saved["model"], saved["pretrained"], saved["dataset"]) == (result["model"], result["pretrained"], "cifar10")
     assert saved["num_layers"] == len(saved["attention_weights"]) == 12
     layers = [[4, 12, n, n] for n in (before, *[after] * 11)]
@@ -143,10 +149,10 @@ def test_the_attention_file_has_what_the_description_says(examples: Examples) ->
 
 def test_the_attention_file_says_which_tokens_were_kept(examples: Examples) -> None:
     kept, pruning = examples.attention["kept_indices"], examples.with_attention["pruning"]
-    assert kept.shape == (4, pruning["tokens_after"])
+    assert kept.shape == (4, pruning["measured"]["tokens_after"])
     assert (kept[:, 0] == 0).all()
     assert (kept.diff(dim=1) > 0).all()
-    assert kept.max() < pruning["tokens_before"]
+    assert kept.max() < pruning["measured"]["tokens_before"]
 
 
 def test_images_keep_tokens_of_their_own(b16: Examples) -> None:

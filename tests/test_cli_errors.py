@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli_material import PRUNED, TINY, World, checkpoint, command, register, tree
+from support.material import PRUNED, TINY, World, checkpoint, command, register, tree
 
-from anchorprune import runs
-from anchorprune.towers import open_clip as loading
+from anchorprune.commands import eval as command_eval
+from anchorprune.models import open_clip as loading
 
 pytest.importorskip("clip_benchmark")
 
@@ -230,7 +230,7 @@ NO_NETWORK = (
     "def refuse(*_, **__): raise OSError('the network is unreachable')\n"
     "socket.getaddrinfo = socket.socket.connect = socket.create_connection = refuse\n"
     "time.sleep = lambda _: None\n"  # huggingface_hub tries again, after seconds
-    "from anchorprune.cli import main\n"
+    "from anchorprune.commands import main\n"
     "sys.exit(main(['eval', '--model', 'ViT-B-32', '--pretrained', 'openai', '--output', 'r.json']))\n"
 )
 
@@ -275,16 +275,16 @@ def test_a_fault_of_ours_is_no_mistake_of_the_users(world: World, monkeypatch: p
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(runs, "plan_runs", broken)
+    monkeypatch.setattr(command_eval, "plan_runs", broken)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         command("eval", *world.model, *world.three, "--output", "r.json")
 
 
 def test_a_fault_of_ours_shows_a_traceback_and_exits_with_1() -> None:
     code = (
-        "import sys\nfrom anchorprune import cli, runs\n"
+        "import sys\nfrom anchorprune import commands\nfrom anchorprune.commands import eval as runs\n"
         "def broken(*_): raise RuntimeError('a fault of ours')\n"
-        "runs.plan_runs = broken\nsys.exit(cli.main(['eval']))\n"
+        "runs.plan_runs = broken\nsys.exit(commands.main(['eval']))\n"
     )
     ended = process(code)
     assert ended.returncode == 1

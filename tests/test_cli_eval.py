@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from test_cli_material import (
+from support.material import (
     PRUNED,
     TINY,
     World,
@@ -22,12 +22,12 @@ from test_cli_material import (
     register,
     slug,
 )
+from support.opened import opened
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from anchorprune.datasets import open_dataset
 from anchorprune.datasets.prompts import GENERAL_TEMPLATES
-from anchorprune.towers import open_clip as loading
+from anchorprune.models import open_clip as loading
 
 builder = pytest.importorskip("clip_benchmark.datasets.builder")
 
@@ -80,7 +80,7 @@ def test_below_five_classes_there_is_no_acc5(world: World) -> None:
 
 def test_mean_average_precision_of_multilabel_data_is_clip_benchmarks(world: World) -> None:
     result = evaluated(*world.model, *world.labels, "--no_amp", "--output", "r.json")
-    ours = open_dataset("wds/labels", root=world.labels[-1].format(dataset="labels"), transform=transform())
+    ours = opened("wds/labels", root=world.labels[-1].format(dataset="labels"), transform=transform())
     dataset = Listed(ours.items[i] for i in range(len(ours)))
     dataset.classes = ours.classes
     theirs = upstream_metrics(world, dataset, ours.classes, ours.templates)
@@ -91,7 +91,7 @@ def test_mean_average_precision_of_multilabel_data_is_clip_benchmarks(world: Wor
 def test_multilabel_data_can_be_evaluated_pruned(world: World) -> None:
     result = evaluated(*world.model, *world.labels, *PRUNED, "--output", "r.json")
     assert 0 < result["metrics"]["mean_average_precision"] < 1
-    assert result["pruning"]["tokens_after"] == 8
+    assert result["pruning"]["measured"]["tokens_after"] == 8
 
 
 @pytest.mark.parametrize("precision", ["amp", "amp_bf16", "bf16", "fp32"])
@@ -99,7 +99,7 @@ def test_every_precision_works_and_the_result_says_which(world: World, precision
     result = evaluated(*world.model, *world.three, *PRUNED, "--precision", precision, "--output", "r.json")
     told = {"amp": "bfloat16 (autocast)", "amp_bf16": "bfloat16 (autocast)", "bf16": "bfloat16", "fp32": "float32"}
     assert result["environment"]["dtype"] == told[precision]
-    assert result["pruning"]["tokens_after"] == 8
+    assert result["pruning"]["measured"]["tokens_after"] == 8
 
 
 # --- pruning
@@ -117,7 +117,10 @@ def test_both_data_sets_of_one_command_are_pruned_by_the_model_that_is_loaded_on
     assert loads == [(TINY, str(world.weights))]
     for name in datasets:
         together = read(slug(name) + ".json")
-        assert (together["pruning"]["tokens_before"], together["pruning"]["tokens_after"]) == (17, 8)
+        assert (together["pruning"]["measured"]["tokens_before"], together["pruning"]["measured"]["tokens_after"]) == (
+            17,
+            8,
+        )
         alone = evaluated(*world.model, "--dataset", name, *PRUNED, "--no_amp", "--output", "alone.json")
         assert alone["metrics"] == together["metrics"]
 
@@ -140,7 +143,7 @@ def test_every_field_of_the_strategy_is_in_the_result(world: World) -> None:
     flags = ["--enable_pruning", "--strategy", "random", *given]
     result = evaluated(*world.model, *world.three, *flags, "--output", "r.json")
     measured = {"effective": True, "tokens_before": 17, "tokens_after": 4, "tokens_by_block": [17, 17, 17, 4]}
-    assert result["pruning"] == {"strategy": "random", "keep_ratio": [], **fields, **measured}
+    assert result["pruning"] == {"strategy": "random", "keep_ratio": [], **fields, "measured": measured}
 
 
 def test_pruning_flags_without_enable_pruning_have_no_effect_and_one_line_says_so(world: World) -> None:
@@ -202,9 +205,9 @@ def test_limit_on_a_class_sorted_folder_takes_several_classes(world: World, monk
     seen: list[int] = []
     update = zeroshot_classification.ZeroShot.update
 
-    def watched(self: Any, features: Any, targets: Any) -> None:
-        seen.extend(targets.tolist())
-        update(self, features, targets)
+    def watched(self: Any, out: Any, batch: Any) -> None:
+        seen.extend(batch.targets.tolist())
+        update(self, out, batch)
 
     monkeypatch.setattr(zeroshot_classification.ZeroShot, "update", watched)
     evaluated(*world.model, *world.things, "--limit", 8, "--output", "r.json")

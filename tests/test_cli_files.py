@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli_errors import refused
-from test_cli_material import (
+from support.material import (
     PRUNED,
     TINY,
     World,
@@ -19,6 +18,7 @@ from test_cli_material import (
     read,
     register,
 )
+from test_cli_errors import refused
 
 pytest.importorskip("clip_benchmark")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from libraries import hf_clip, hf_siglip
-from test_cli_material import World, command, evaluated, read, tree
+from support.libraries import hf_clip, hf_siglip
+from support.material import World, command, evaluated, read, tree
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from anchorprune.evaluate import Settings, evaluate
+from anchorprune.evaluation.engine import evaluate
+from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
+from anchorprune.models import huggingface
 from anchorprune.strategies import make_strategy
-from anchorprune.towers import huggingface
 
 FLAGS = ["--no_amp", "--num_workers", 0, "--batch_size", 8]
 CPU = torch.device("cpu")
@@ -48,7 +49,10 @@ def test_a_folder_is_evaluated_unpruned_and_pruned(world: World, folder: Path) -
     assert dense["cost"]["gmacs"] == dense["cost"]["gmacs_dense"] > 0
     pruned = evaluated(*flags, "--enable_pruning", "--strategy", "thin", "--keep_patches", 5)
     prefix = 1 if folder.name.startswith("clip") else 0
-    assert (pruned["pruning"]["tokens_before"], pruned["pruning"]["tokens_after"]) == (16 + prefix, 5 + prefix)
+    assert (pruned["pruning"]["measured"]["tokens_before"], pruned["pruning"]["measured"]["tokens_after"]) == (
+        16 + prefix,
+        5 + prefix,
+    )
     assert pruned["cost"]["gmacs"] < dense["cost"]["gmacs"]
     assert pruned["config_hash"] != dense["config_hash"]
 
@@ -108,11 +112,11 @@ def test_what_cannot_be_evaluated_is_one_line(
     assert not tree(here)
 
 
-def test_the_library_evaluates_it_too(world: World, folder: Path) -> None:
-    from anchorprune.datasets import open_dataset
-
-    loaded = huggingface.load(str(folder), "", cache_dir=None, device=CPU, precision="fp32")
-    dataset = open_dataset("bundled", split="test", transform=loaded.transform)
-    settings = Settings(CPU, precision="fp32", limit=6, num_workers=0, verbose=False)
-    found = evaluate(loaded, dataset, make_strategy("tome", r=2), settings)
-    assert found.result["n_samples"] == 6
+def test_the_library_evaluates_it_too(folder: Path) -> None:
+    request = Request(
+        model=ModelSpec(name=str(folder), library="hf"),
+        data=DataSpec(name="bundled", limit=6),
+        pruning=make_strategy("tome", r=2),
+        compute=Compute(precision="fp32", num_workers=0),
+    )
+    assert evaluate(request, progress=False).n_samples == 6

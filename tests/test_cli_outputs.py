@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli_material import (
+from support.material import (
     PRUNED,
     TINY,
     World,
@@ -22,7 +22,7 @@ from test_cli_material import (
     tree,
 )
 
-from anchorprune.towers import open_clip as loading
+from anchorprune.models import open_clip as loading
 
 pytest.importorskip("clip_benchmark")
 
@@ -138,7 +138,7 @@ def test_a_pruned_run_never_takes_the_unpruned_result_for_its_own(world: World) 
     command(*named(world, "--output", "r.json"))
     again = command(*named(world, *PRUNED, "--output", "r.json", "--skip_existing"))
     assert again.out[0] == "r.json is not the result of these very settings: evaluating again."
-    assert read("r.json")["pruning"]["tokens_after"] == 8
+    assert read("r.json")["pruning"]["measured"]["tokens_after"] == 8
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_clip_benchmarks_result_counts_for_an_unpruned_run_only(world: World) ->
     assert command(*named(world, "--output", "r.json", "--skip_existing")).out == ["Skip r.json, exists already."]
     assert read("r.json") == theirs
     command(*named(world, *PRUNED, "--output", "r.json", "--skip_existing"))
-    assert read("r.json")["pruning"]["effective"]
+    assert read("r.json")["pruning"]["measured"]["effective"]
 
 
 # --- quiet, distributed
@@ -234,7 +234,7 @@ def test_build_makes_a_table_with_sorted_columns(world: World) -> None:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == sorted(rows[0])
     assert [row["pruning.strategy"] for row in rows] == ["", "anchor"]
-    assert [row["pruning.tokens_after"] for row in rows] == ["", "8"]
+    assert [row["pruning.measured.tokens_after"] for row in rows] == ["", "8"]
     for row, name in zip(rows, ("dense", "pruned"), strict=True):
         assert float(row["acc1"]) == read(f"out/{name}.json")["metrics"]["acc1"]
         assert row["model_fullname"] == f"{TINY} {world.weights}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import resource
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 
 import anchorprune
-from anchorprune.cli import build_parser
-from anchorprune.planning import MODEL_COLLECTIONS
+from anchorprune.commands import build_parser
+from anchorprune.commands._requests import MODEL_COLLECTIONS
 from anchorprune.strategies import registry
 
 pytest.importorskip("clip_benchmark")
@@ -114,12 +115,20 @@ def test_model_collections_are_clip_benchmarks() -> None:
 
 
 def test_every_field_of_every_strategy_is_a_flag_that_help_explains() -> None:
-    text = " ".join(subparser(build_parser(), "eval").format_help().split())
+    """Below its help stand the strategies that have it, by their default of it: `(anchor: 2; thin, coarse)`."""
+    parser = subparser(build_parser(), "eval")
     for strategy in registry().values():
-        assert strategy.name in text
-        for field, default in strategy().as_dict().items():
-            shown = " ".join(map(str, default)) if isinstance(default, list) else default
-            assert field == "strategy" or (f"--{field} " in text and f"{shown}" in text)
+        assert strategy.name in flags(parser)["--strategy"].help
+        for field in dataclasses.fields(strategy):
+            shown = flags(parser)[f"--{field.name}"].help
+            help, _, owners = shown.removesuffix(")").rpartition(" (")
+            assert help
+            defaults = {}
+            for group in owners.split("; "):
+                names, _, value = group.partition(": ")
+                defaults |= dict.fromkeys(names.split(", "), value)
+            value = field.default
+            assert defaults[strategy.name] == (" ".join(map(str, value)) if isinstance(value, tuple) else str(value))
 
 
 # --- quick answers
@@ -128,7 +137,7 @@ def test_every_field_of_every_strategy_is_a_flag_that_help_explains() -> None:
 @pytest.mark.parametrize("line", ["--help", "eval --help", "build --help", "compare --help", "--version", ""])
 def test_help_imports_no_torch(line: str) -> None:
     code = (
-        "import sys\nfrom anchorprune.cli import main\n"
+        "import sys\nfrom anchorprune.commands import main\n"
         "try: code = main()\nexcept SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'open_clip', 'numpy', 'PIL', 'clip_benchmark'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else code)"
@@ -142,9 +151,10 @@ def test_help_imports_no_torch(line: str) -> None:
 def test_eval_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     flags = ["--model", "anchorprune-demo", "--pretrained", "bundled", "--dataset", "bundled", "--limit", "2"]
     code = (
-        "import sys\nimport open_clip\nbefore = set(sys.modules)\nfrom anchorprune.cli import main\ncode = main()\n"
-        "idle = {'matplotlib', 'clip_benchmark', 'sklearn', 'scipy', 'pandas', 'webdataset', 'anchorprune.report.png',"
-        " 'anchorprune.demo.run', 'anchorprune.sweep', 'anchorprune.compare', 'torch._inductor'}\n"
+        "import sys\nimport open_clip\nbefore = set(sys.modules)\n"
+        "from anchorprune.commands import main\ncode = main()\n"
+        "idle = {'matplotlib', 'jinja2', 'clip_benchmark', 'sklearn', 'scipy', 'pandas', 'webdataset',"
+        " 'anchorprune.report', 'anchorprune.studies', 'torch._inductor'}\n"
         "came = idle & (set(sys.modules) - before)\nsys.exit(f'imported {came}' if came else code)"
     )
     ended = run("-c", code, "eval", *flags, "--num_workers", "0", "--output", str(tmp_path / "r.json"))
@@ -173,7 +183,7 @@ def test_the_described_entry_point_is_the_same_command_line(line: str) -> None:
 
 
 def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    from anchorprune.cli import main
+    from anchorprune.commands import main
 
     assert main([]) == 0
     assert capsys.readouterr().out == build_parser().format_help()

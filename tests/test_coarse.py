@@ -9,17 +9,18 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import LAYERS, PATCH, TOKENS, make_visual
 from hypothesis import given
 from hypothesis import strategies as st
-from libraries import LIBRARIES, encode, hf_vision, timm_eva, timm_vit
+from support.libraries import LIBRARIES, encode, hf_dinov2, hf_vision, timm_eva, timm_vit
+from support.models import LAYERS, PATCH, TOKENS, make_visual
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.grid import as_plan, coarser, resample_positions
+from anchorprune.pruning.grid import as_plan, coarser
 from anchorprune.strategies import make_strategy
+from anchorprune.towers.positions import resample_positions
 
 grids = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
@@ -229,3 +230,53 @@ def test_images_in_half_precision(images: Tensor) -> None:
 def test_a_share_that_is_none_is_refused(field: str, share: float) -> None:
     with pytest.raises(UserError, match=rf"{field}=.* must lie between 0 and 1"):
         anchorprune.prune(make_visual(), "coarse", **{field: share})
+
+
+# Images of another size.
+
+OF_ONE_SIZE = ["open_clip", "timm ViT", "timm Eva, rotary", "transformers CLIP", "transformers SigLIP", "OpenAI's clip"]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (38, 24), (16, 16)])
+@pytest.mark.parametrize("library", OF_ONE_SIZE)
+@torch.no_grad()
+def test_a_size_that_the_tower_refuses_is_refused_on_a_coarser_grid_too(library: str, size: tuple[int, int]) -> None:
+    model = make_visual() if library == "open_clip" else LIBRARIES[library]()
+    images = torch.randn(2, 3, *size)
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):  # as each library does it
+        encode(model, images)
+    with (
+        anchorprune.prune(model, "coarse", keep_patches=6),
+        pytest.raises(UserError, match=rf"images of {size[0]} × {size[1]} pixels: this tower takes 32 × 32"),
+    ):
+        encode(model, images)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: timm_vit(dynamic_img_size=True), lambda: timm_eva(dynamic_img_size=True)], ids=["ViT", "Eva"]
+)
+@torch.no_grad()
+def test_a_tower_of_any_size_refuses_what_makes_no_whole_patches(make: Any) -> None:
+    model = make()
+    with pytest.raises(AssertionError):
+        model(torch.randn(2, 3, 36, 36))
+    with anchorprune.prune(model, "coarse", keep_patches=6), pytest.raises(UserError, match="images of 36 × 36"):
+        model(torch.randn(2, 3, 36, 36))
+
+
+@torch.no_grad()
+def test_patches_that_timm_fills_up_count(images: Tensor) -> None:
+    model = timm_vit(dynamic_img_size=True, dynamic_img_pad=True)
+    with anchorprune.prune(model, "coarse", keep_patches=6) as pruning:
+        model(torch.randn(2, 3, 36, 36))
+    assert pruning.tokens_before == 1 + 5 * 5
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@torch.no_grad()
+def test_dinov2_takes_any_size_as_it_does_unpruned(registers: int) -> None:
+    model = hf_dinov2(registers=registers)
+    with anchorprune.prune(model, "coarse", keep_patches=6) as pruning:
+        model(torch.randn(2, 3, 48, 40))
+    assert pruning.tokens_before == 1 + registers + 6 * 5
+    assert pruning.tokens_after == 1 + registers + 6

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from anchorprune.compare import compare
+from anchorprune.evaluation import result as results
+from anchorprune.studies.compare import Side, beside
 
 ROOT = Path(__file__).parent.parent
 UPSTREAM: dict[str, Any] = {
@@ -21,7 +22,7 @@ UPSTREAM: dict[str, Any] = {
 }
 UNPRUNED: dict[str, Any] = {
     **UPSTREAM,
-    "schema_version": 1,
+    "schema_version": 2,
     "pruning": None,
     "cost": {"gmacs_dense": 17.58, "gmacs": 17.58, "images_per_second": 9.9, "peak_memory_mb": 1200.0},
     "n_samples": 2000,
@@ -38,12 +39,14 @@ PRUNED: dict[str, Any] = {
     "pruning": {
         "strategy": "anchor",
         "k_anchors": 10,
-        "effective": True,
-        "tokens_before": 197,
-        "tokens_after": 61,
+        "measured": {"effective": True, "tokens_before": 197, "tokens_after": 61},
     },
     "cost": {"gmacs_dense": 17.58, "gmacs": 6.7, "images_per_second": 23.9, "peak_memory_mb": 900.0},
 }
+
+
+def compare(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str] = ("A", "B")) -> str:
+    return beside(*(Side(name, of) for name, of in zip(names, (a, b), strict=True))).to_text()
 
 
 def row(text: str, name: str) -> list[str]:
@@ -75,6 +78,14 @@ images/s                        9.9          23.9         2.41 x
 peak memory, MiB               1200           900         0.75 x
 samples                2000 of 8000  2000 of 8000"""
     )
+
+
+def test_a_result_of_schema_version_1_gives_the_same_table(tmp_path: Path) -> None:
+    """There what was measured stood among the strategy's fields."""
+    measured = PRUNED["pruning"]["measured"]
+    old = {**PRUNED, "schema_version": 1, "pruning": {"strategy": "anchor", "k_anchors": 10, **measured}}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert compare(UNPRUNED, results.read(tmp_path / "old.json")) == compare(UNPRUNED, PRUNED)
 
 
 def test_the_longest_metric_of_upstream_fits_80_columns() -> None:
@@ -172,7 +183,7 @@ def test_remarks_fit_80_columns() -> None:
 
 
 def test_a_run_that_dropped_nothing_says_so() -> None:
-    pruning = {**PRUNED["pruning"], "effective": False, "tokens_before": 50, "tokens_after": 50}
+    pruning = {**PRUNED["pruning"], "measured": {"effective": False, "tokens_before": 50, "tokens_after": 50}}
     result = {**PRUNED, "pruning": pruning}
     assert remarks(UNPRUNED, result) == ["B: nothing was dropped, the budget covers all 50 tokens."]
     assert row(compare(UNPRUNED, result), "tokens") == ["50", "50"]
@@ -194,8 +205,8 @@ args = sys.argv[1:]
 if not args or args[0] == "-":
     sys.exit(subprocess.run([sys.executable, *args]).returncode)
 if args[1] == "compare":
-    from anchorprune.compare import compare
-    print(compare(*(json.loads(pathlib.Path(name).read_text()) for name in args[2:]), args[2:]))
+    from anchorprune.studies.compare import compare
+    print(compare(*args[2:]).to_text())
     sys.exit()
 with open(here / "calls.jsonl", "a") as file:
     file.write(json.dumps(args) + "\\n")
@@ -393,7 +404,7 @@ def test_a_flag_given_to_prune_test_overrides_its_default(checkout: Checkout) ->
 
 
 def test_prune_test_says_when_nothing_was_dropped(checkout: Checkout) -> None:
-    pruning = {**PRUNED["pruning"], "effective": False, "tokens_after": 197}
+    pruning = {**PRUNED["pruning"], "measured": {"effective": False, "tokens_before": 197, "tokens_after": 197}}
     (checkout.bin / "pruned").write_text(json.dumps({**PRUNED, "pruning": pruning}))
     done = checkout.run("prune_test.sh")
     assert done.returncode == 0

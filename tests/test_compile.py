@@ -9,13 +9,13 @@ import warnings
 
 import pytest
 import torch
-from conftest import make_visual
+from support.models import make_visual
 from test_pruning import SMALL, promised
 from torch import Tensor, nn
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.record import Record
+from anchorprune.pruning.record import Record
 from anchorprune.strategies import registry
 
 every_strategy = pytest.mark.parametrize("strategy", sorted(registry()))

@@ -12,7 +12,7 @@ import pytest
 import test_libraries as conformance
 import torch
 import torchvision
-from libraries import LIBRARIES, lively
+from support.libraries import LIBRARIES, lively
 from torch import Tensor
 
 import anchorprune

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.opened import opened as opened_by_name
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
-from anchorprune.datasets import dataset_root, default_task, expand_names, open_dataset
+from anchorprune.datasets import dataset_root, default_task, expand_names
 from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
 
@@ -35,7 +36,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def opened(path: Path | str, **options):
-    return open_dataset(f"folder:{path}", transform=TRANSFORM, **options)
+    return opened_by_name(f"folder:{path}", transform=TRANSFORM, **options)
 
 
 # --- names and roots
@@ -118,7 +119,7 @@ def test_the_choice_stays_the_same_over_versions_ties_go_to_the_lower_index() ->
 
 @pytest.mark.parametrize("limit", [0, -3])
 def test_a_limit_below_one_is_refused(limit: int) -> None:
-    with pytest.raises(UserError, match=f"--limit {limit}"):
+    with pytest.raises(UserError, match=f"limit=.*{limit}"):
         choose(["a"], limit, 0)
 
 
@@ -178,14 +179,14 @@ def test_a_fault_in_the_transform_is_not_taken_for_a_bad_image(photos: Path) -> 
     def broken(image: Image.Image) -> None:
         raise OSError("a bug")
 
-    dataset = open_dataset(f"folder:{photos}", transform=broken)
+    dataset = opened_by_name(f"folder:{photos}", transform=broken)
     with pytest.raises(OSError, match="a bug"):
         list(loader(dataset, [0], batch_size=1, num_workers=0))
 
 
 @pytest.mark.parametrize("sizes", [{"batch_size": 0, "num_workers": 0}, {"batch_size": 1, "num_workers": -1}])
 def test_impossible_batches_are_refused(photos: Path, sizes: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=r"--batch_size 0|--num_workers -1"):
+    with pytest.raises(UserError, match=r"batch_size=0|num_workers=-1"):
         loader(opened(photos), [0], **sizes)
 
 
@@ -231,7 +232,7 @@ def test_a_subfolder_of_the_splits_name_is_used_where_there_is_one(photos: Path)
     picture(photos.parent / "train" / "cat" / "0.png", 0)
     assert len(opened(photos.parent)) == 12
     assert len(opened(photos.parent, split="train")) == 1
-    with pytest.raises(UserError, match=r"--split trian.*Did you mean 'train'"):
+    with pytest.raises(UserError, match=r"split=.*trian.*Did you mean 'train'"):
         opened(photos.parent, split="trian")
 
 
@@ -286,41 +287,41 @@ def custom(tmp_path: Path, content: object) -> str:
 
 def test_custom_files_override_a_folders_own_by_full_name_then_by_short_name(photos: Path, tmp_path: Path) -> None:
     names = custom(tmp_path, {"photos": ["a", "b", "c"]})
-    assert opened(photos, custom_classname_file=names).classes == ["a", "b", "c"]
+    assert opened(photos, classnames=names).classes == ["a", "b", "c"]
     names = custom(tmp_path, {"photos": ["a", "b", "c"], f"folder:{photos}": ["x", "y", "z"]})
-    assert opened(photos, custom_classname_file=names).classes == ["x", "y", "z"]
+    assert opened(photos, classnames=names).classes == ["x", "y", "z"]
 
 
 def test_custom_templates_fall_back_to_imagenet_and_may_be_prompts_by_class(photos: Path, tmp_path: Path) -> None:
     file = custom(tmp_path, {"imagenet1k": ["my {c}"]})
-    assert opened(photos, custom_template_file=file).templates == ["my {c}"]
+    assert opened(photos, templates=file).templates == ["my {c}"]
     by_class = {"cat": ["a cat"], "dog": ["a dog"], "sea lion": ["a seal", "a sea lion"]}
     file = custom(tmp_path, {"photos": by_class})
-    assert opened(photos, custom_template_file=file).templates == by_class
+    assert opened(photos, templates=file).templates == by_class
     del by_class["sea lion"]
     file = custom(tmp_path, {"photos": {**by_class, "sea lions": ["x"]}})
     with pytest.raises(UserError, match=r"class 'sea lion'.*Did you mean 'sea lions'"):
-        opened(photos, custom_template_file=file)
+        opened(photos, templates=file)
 
 
 def test_a_custom_file_that_is_not_there_is_looked_up_in_clip_benchmark(photos: Path) -> None:
     with pytest.raises(UserError, match=r"no prompts for the class '(cat|dog)'"):
-        opened(photos, custom_template_file="cupl_prompts.json")
+        opened(photos, templates="cupl_prompts.json")
 
 
 @pytest.mark.parametrize(
     ("flag", "content", "reason"),
     [
-        ("custom_classname_file", {"photo": ["a"]}, "no class names for .* Did you mean 'photo'"),
-        ("custom_classname_file", {"photos": "abc"}, "list of class names"),
-        ("custom_classname_file", {"photos": []}, "list of class names"),
-        ("custom_classname_file", {"photos": ["a", ""]}, "list of class names"),
-        ("custom_classname_file", ["a", "b"], "one JSON object"),
-        ("custom_classname_file", {"photos": ["a", "b"]}, "sea_lion/0.png has label 2, but there are 2 class names"),
-        ("custom_template_file", {"other": ["a {c}"]}, "no templates for"),
-        ("custom_template_file", {"photos": ["a {}"]}, "must hold {c}"),
-        ("custom_template_file", {"photos": {"cat": "a cat"}}, "list of templates"),
-        ("custom_template_file", 3, "one JSON object"),
+        ("classnames", {"photo": ["a"]}, "no class names for .* Did you mean 'photo'"),
+        ("classnames", {"photos": "abc"}, "list of class names"),
+        ("classnames", {"photos": []}, "list of class names"),
+        ("classnames", {"photos": ["a", ""]}, "list of class names"),
+        ("classnames", ["a", "b"], "one JSON object"),
+        ("classnames", {"photos": ["a", "b"]}, "sea_lion/0.png has label 2, but there are 2 class names"),
+        ("templates", {"other": ["a {c}"]}, "no templates for"),
+        ("templates", {"photos": ["a {}"]}, "must hold {c}"),
+        ("templates", {"photos": {"cat": "a cat"}}, "list of templates"),
+        ("templates", 3, "one JSON object"),
     ],
 )
 def test_bad_custom_files_are_refused(photos: Path, tmp_path: Path, flag: str, content: object, reason: str) -> None:
@@ -329,8 +330,8 @@ def test_bad_custom_files_are_refused(photos: Path, tmp_path: Path, flag: str, c
 
 
 def test_a_custom_file_that_is_missing_or_no_json_is_refused(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--custom_classname_file nope.json: no such file"):
-        opened(photos, custom_classname_file="nope.json")
+    with pytest.raises(UserError, match=r"custom_classname_file=.*nope.json.*: no such file"):
+        opened(photos, classnames="nope.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        opened(photos, custom_template_file=str(tmp_path / "broken.json"))
+        opened(photos, templates=str(tmp_path / "broken.json"))

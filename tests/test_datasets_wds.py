@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.opened import opened as opened_by_name
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
-from anchorprune.datasets import open_dataset
 from anchorprune.datasets.remote import web_folders
 from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
@@ -72,7 +72,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path | str, **options):
-    return open_dataset("wds/pets", root=str(root), transform=TRANSFORM, **options)
+    return opened_by_name("wds/pets", root=str(root), transform=TRANSFORM, **options)
 
 
 @UPSTREAM
@@ -152,7 +152,7 @@ def test_custom_names_override_the_data_sets_own_by_either_key(root: Path, tmp_p
     file = tmp_path / "names.json"
     for key in ("wds/pets", "pets"):
         file.write_text(f'{{"{key}": ["a", "b", "c"]}}')
-        assert opened(root, custom_classname_file=str(file)).classes == ["a", "b", "c"]
+        assert opened(root, classnames=str(file)).classes == ["a", "b", "c"]
 
 
 # --- bad data
@@ -235,9 +235,9 @@ def test_bad_text_files_are_refused(root: Path, file: str, content: str | bytes,
 
 
 def test_a_missing_root_split_or_every_sample_is_refused(root: Path) -> None:
-    with pytest.raises(UserError, match=r"--dataset_root .*nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"dataset_root=.*nowhere': no such folder"):
         opened(root / "nowhere")
-    with pytest.raises(UserError, match=r"--split tests: there is no .*Did you mean 'test'"):
+    with pytest.raises(UserError, match=r"split='tests': there is no .*Did you mean 'test'"):
         opened(root, split="tests")
     for shard in range(2):
         write_tar(root / "test" / f"{shard}.tar", [("README.txt", b"")])
@@ -308,8 +308,8 @@ def test_a_url_gives_the_same_data_set_and_is_downloaded_once(site: str, root: P
 
 
 def test_a_cache_folder_is_used_where_one_is_given_and_keeps_data_sets_apart(site: str, tmp_path: Path) -> None:
-    opened(site, wds_cache_dir=str(tmp_path / "mine"))
-    opened(f"{site}/mirror", wds_cache_dir=str(tmp_path / "mine"))
+    opened(site, cache_dir=str(tmp_path / "mine"))
+    opened(f"{site}/mirror", cache_dir=str(tmp_path / "mine"))
     assert len(list((tmp_path / "mine").iterdir())) == 2
     assert not (tmp_path / "cache").exists()
 
@@ -320,7 +320,7 @@ def test_a_failing_download_is_refused_by_url_and_leaves_nothing_half_written(si
     with pytest.raises(UserError, match=re.escape(f"{site}/short/test/0.tar: could not be downloaded")):
         opened(f"{site}/short")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.startswith("0.tar")]
-    with pytest.raises(UserError, match=re.escape(f"--split val: there is no {site}/val/nshards.txt")):
+    with pytest.raises(UserError, match=re.escape(f"split='val': there is no {site}/val/nshards.txt")):
         opened(site, split="val")
     with pytest.raises(UserError, match=r"http://127.0.0.1:1/test/nshards.txt: could not be downloaded \(\[Errno"):
         opened("http://127.0.0.1:1")
@@ -328,8 +328,8 @@ def test_a_failing_download_is_refused_by_url_and_leaves_nothing_half_written(si
 
 def test_a_cache_folder_that_cannot_be_written_is_refused(site: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match=r"--wds_cache_dir .*taken.* cannot be written"):
-        opened(site, wds_cache_dir=str(tmp_path / "taken"))
+    with pytest.raises(UserError, match=r"wds_cache_dir=.*taken.* cannot be written"):
+        opened(site, cache_dir=str(tmp_path / "taken"))
 
 
 def test_a_hugging_face_page_splits_into_where_its_text_and_its_tars_are() -> None:

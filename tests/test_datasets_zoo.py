@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.opened import opened as opened_by_name
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import ToTensor
 
-from anchorprune.datasets import default_task, names, open_dataset
+from anchorprune.datasets import default_task, names
 from anchorprune.datasets.sampling import BadImage, loader
 from anchorprune.errors import UserError
 
@@ -22,7 +23,7 @@ builder = pytest.importorskip("clip_benchmark.datasets.builder")
 
 
 def opened(name: str, root: Path | str = "nowhere", **options):
-    return open_dataset(name, root=str(root), transform=ToTensor(), **options)
+    return opened_by_name(name, root=str(root), transform=ToTensor(), **options)
 
 
 def building(monkeypatch: pytest.MonkeyPatch, result: object) -> None:
@@ -107,19 +108,19 @@ def test_a_zoo_data_set_has_upstreams_images_labels_names_and_templates(cifar: P
 def test_custom_names_and_templates_reach_a_zoo_data_set(cifar: Path, tmp_path: Path) -> None:
     file = tmp_path / "custom.json"
     file.write_text(json.dumps({"cifar10": [f"thing {i} {{c}}" for i in range(10)]}))
-    dataset = opened("cifar10", cifar, custom_classname_file=str(file), custom_template_file=str(file))
+    dataset = opened("cifar10", cifar, classnames=str(file), templates=str(file))
     assert dataset.classes[0] == dataset.templates[0] == "thing 0 {c}"
     file.write_text('{"cifar10": ["cat", "dog"]}')
     with pytest.raises(UserError, match="sample 0 has label 3, but there are 2 class names"):
-        opened("cifar10", cifar, custom_classname_file=str(file))
+        opened("cifar10", cifar, classnames=str(file))
     file.write_text('{"cifar100": ["cat", "dog"]}')
     with pytest.raises(UserError, match=r"no class names for 'cifar10'.* Did you mean 'cifar100'"):
-        opened("cifar10", cifar, custom_classname_file=str(file))
+        opened("cifar10", cifar, classnames=str(file))
 
 
 def test_upstreams_own_prompts_file_is_found_by_its_name(cifar: Path) -> None:
     with pytest.raises(UserError, match=r"no prompts for the class 'automobile'|no prompts for the class 'airplane'"):
-        opened("cifar10", cifar, custom_template_file="cupl_prompts.json")
+        opened("cifar10", cifar, templates="cupl_prompts.json")
 
 
 def test_upstreams_prints_go_to_standard_error(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -150,7 +151,7 @@ def test_the_transform_is_not_changed_by_a_data_set_that_inserts_a_step(monkeypa
     seen = []
     monkeypatch.setattr(builder, "build_dataset", lambda **options: seen.append(options["transform"]) or Pairs())
     transform = ToTensor()
-    open_dataset("imagenet-w", root="nowhere", transform=transform)
+    opened_by_name("imagenet-w", root="nowhere", transform=transform)
     assert seen[0] is not transform
 
 
@@ -160,7 +161,7 @@ def test_the_transform_is_not_changed_by_a_data_set_that_inserts_a_step(monkeypa
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("cifar11", r"--dataset cifar11: neither .*Did you mean 'cifar10'"),
+        ("cifar11", r"dataset='cifar11': neither .*Did you mean 'cifar10'"),
         ("vtab/dtd", "streams without a length"),
         ("tfds/mnist", "streams without a length"),
         ("flickr8k", "captions instead of classes"),
@@ -173,11 +174,11 @@ def test_names_that_cannot_be_evaluated_are_refused(name: str, reason: str) -> N
 
 
 def test_an_unknown_split_or_language_is_refused(cifar: Path) -> None:
-    with pytest.raises(UserError, match=r"--split val: Only `train` and `test` split available for cifar10"):
+    with pytest.raises(UserError, match=r"split='val': Only `train` and `test` split available for cifar10"):
         opened("cifar10", cifar, split="val")
-    with pytest.raises(UserError, match=r"--language jpn: .*Did you mean 'jp'"):
+    with pytest.raises(UserError, match=r"language='jpn': .*Did you mean 'jp'"):
         opened("cifar10", cifar, language="jpn")
-    with pytest.raises(UserError, match="--language it: clip-benchmark has no class names for dummy"):
+    with pytest.raises(UserError, match="language='it': clip-benchmark has no class names for dummy"):
         opened_with_missing_names(cifar)
 
 
@@ -203,7 +204,7 @@ def test_data_that_is_not_to_be_had_is_one_sentence(monkeypatch, failure: BaseEx
     with pytest.raises(UserError, match=reason) as caught:
         opened("dtd")
     assert "\n" not in str(caught.value)
-    assert "--dataset dtd" in str(caught.value)
+    assert "dataset='dtd'" in str(caught.value)
 
 
 def test_a_bug_of_upstreams_is_not_called_a_mistake_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:

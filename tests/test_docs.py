@@ -1,42 +1,96 @@
-"""The documents tell the truth: their flags exist, their links resolve, their Python runs."""
+"""The documents tell the truth: their commands parse, their flags exist, their links resolve, their Python runs."""
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from conftest import make_clip
+from support.models import make_clip
 
 from anchorprune import RECOMMENDED
-from anchorprune.budget import dense_gmacs, gmacs
-from anchorprune.cli import build_parser
-from anchorprune.grid import coarser
-from anchorprune.options import strategy_options
+from anchorprune.commands import build_parser
+from anchorprune.commands._flags import parse_strategies, strategy_options
+from anchorprune.evaluation.preflight import dense_gmacs
+from anchorprune.models import skeleton
+from anchorprune.models.base import ModelSpec
+from anchorprune.pruning.budget import gmacs
+from anchorprune.pruning.grid import coarser
 from anchorprune.strategies import make_strategy
-from anchorprune.towers import skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 READMES = [ROOT / "README.md", ROOT / "docs/README.zh-CN.md"]
-# Flags of other programs that the pages mention: scripts under benchmarks/ and demo/ hold their own.
-PROGRAMS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("src/anchorprune/**/*.py")]
+OURS = ("anchorprune ", "python3 clip_benchmark/cli.py ", "python -m anchorprune ")
 
 
 def names(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
 
 
+def commands(page: Path) -> list[str]:
+    """The command lines in the page's shell blocks, each on one line, without comments."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def real_flags() -> set[str]:
+    """Every flag of every command."""
+    parsers = build_parser()._subparsers._group_actions[0].choices.values()
+    return {option for parser in parsers for action in parser._actions for option in action.option_strings}
+
+
+def flags_of(script: Path) -> set[str]:
+    """The flags that a script adds to its own parser."""
+    return set(re.findall(r"""add(?:_argument)?\(\s*["'](--\w+)["']""", script.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
-def test_every_flag_in_a_document_exists(page: Path) -> None:
-    code = "\n".join(program.read_text(encoding="utf-8") for program in PROGRAMS)
-    commands = build_parser()._subparsers._group_actions[0].choices.values()
-    flags = {option for command in commands for action in command._actions for option in action.option_strings}
-    flags |= set(re.findall(r'"(--\w+)"', code))
-    mentioned = set(re.findall(r"(?<![\w-])--[a-z]\w+", page.read_text(encoding="utf-8")))
-    assert not mentioned - flags
+def test_every_command_in_a_document_is_one_that_the_parser_takes(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(parser: argparse.ArgumentParser, message: str) -> None:
+        raise AssertionError(f"{parser.prog}: {message}")
+
+    monkeypatch.setattr("anchorprune.commands._flags.Parser.error", refuse)
+    for command in commands(page):
+        if not command.startswith(OURS):
+            continue
+        words = shlex.split(command)
+        words = words[3 if words[0] == "python" else 2 if words[0] == "python3" else 1 :]
+        args = build_parser().parse_args(words)
+        parse_strategies(getattr(args, "strategies", None))
+        if getattr(args, "enable_pruning", False):
+            parse_strategies([args.strategy or "anchor"])
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert sum(command.startswith(OURS) for page in PAGES for command in commands(page)) > 12
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_flag_of_a_script_in_a_document_is_one_that_it_has(page: Path) -> None:
+    """Scripts that pass on what they do not know have the flags of `eval` and `sweep` too."""
+    for command in commands(page):
+        words = shlex.split(command)
+        script = next((ROOT / word for word in words[:2] if re.match(r"(benchmarks|tools)/.*\.py$", word)), None)
+        if script is None:
+            continue
+        assert script.exists(), command
+        given = {word.split("=")[0] for word in words if re.match(r"--\w", word)}
+        assert not given - flags_of(script) - real_flags(), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_flag_that_a_document_mentions_exists(page: Path) -> None:
+    """A flag of one of our commands, or of a script that the page names."""
+    text = page.read_text(encoding="utf-8")
+    scripts = [ROOT / name for name in re.findall(r"(?:benchmarks|tools)/[\w/]+\.py", text)]
+    known = real_flags().union(*map(flags_of, scripts))
+    assert not set(re.findall(r"(?<![\w-])--[a-z]\w+", text)) - known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
@@ -70,7 +124,7 @@ def test_the_first_python_example_costs_what_it_says(page: Path) -> None:
     )
     strategy = make_strategy(RECOMMENDED, keep_patches=budget)
     model = skeleton("open_clip", "ViT-B-16-quickgelu")
-    assert round(100 * gmacs(model, strategy) / dense_gmacs("open_clip", "ViT-B-16-quickgelu")) == percent
+    assert round(100 * gmacs(model, strategy) / dense_gmacs(ModelSpec(name="ViT-B-16-quickgelu"))) == percent
     counts = strategy.schedule(196, 12)
     rows, columns = coarser((14, 14), counts[0])
     assert (rows * columns, counts[max(counts)]) == (entering, leaving)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from conftest import TOKENS
+from support.models import TOKENS
 from test_pruning import SMALL
 from torch import Tensor
 
-from anchorprune.cost import image_tower_flops
-from anchorprune.encoding import Encoder, EncodersInTurns
+from anchorprune.evaluation.encoding import Encoder, EncodersInTurns
+from anchorprune.evaluation.runtime import Runtime
+from anchorprune.pruning.copies import sharing_copy
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import Strategy
 
-CPU = torch.device("cpu")
+RUNTIME = Runtime(torch.device("cpu"), "fp32")
 WAYS: list[Strategy | None] = [
     make_strategy("anchor", prune_layer=3, k_anchors=2, top_m=3),
     None,
@@ -30,7 +30,7 @@ WAYS: list[Strategy | None] = [
 
 
 def encoders(model: Any, ways: Sequence[Strategy | None]) -> list[Encoder]:
-    return [Encoder(model, way, CPU, nullcontext, image_tower_flops(model)) for way in ways]
+    return [Encoder(sharing_copy(model) if way else model, way, RUNTIME) for way in ways]
 
 
 @torch.no_grad()
@@ -59,11 +59,13 @@ def test_each_unpruned_block_runs_once_a_batch(
 ) -> None:
     runs: Counter[tuple[int, int]] = Counter()
     blocks = list(clip.visual.transformer.resblocks)
+    for number, block in enumerate(blocks, 1):
+        block.number = number  # which its copies have too
     own = type(blocks[0]).forward
 
     def counted(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if x.shape[1] == TOKENS and len(x) > 1:
-            runs[blocks.index(block) + 1, len(x)] += 1
+            runs[block.number, len(x)] += 1
         return own(block, x, *args, **kwargs)
 
     monkeypatch.setattr(type(blocks[0]), "forward", counted)
@@ -84,7 +86,7 @@ def test_a_way_counts_with_the_time_of_the_blocks_that_it_shares(
 
     for block in clip.visual.transformer.resblocks:
         block.register_forward_pre_hook(tick)
-    monkeypatch.setattr("anchorprune.encoding.clock", lambda device: time)
+    monkeypatch.setattr("anchorprune.evaluation.encoding.clock", lambda device: time)
     every = encoders(clip, WAYS)
     time = 0.0
     for _ in range(3):

@@ -9,10 +9,10 @@ from typing import Any
 import open_clip
 import pytest
 import transformers
-from test_cli_material import World, checkpoint, command, evaluated, register
+from support.material import World, checkpoint, command, evaluated, register
 
 from anchorprune import UserError
-from anchorprune.languages import nllb_code, set_language
+from anchorprune.models.languages import nllb_code, set_language
 
 upstream = pytest.importorskip("clip_benchmark.models.nllb_clip")
 MODEL = "cli-nllb-clip-tiny"
@@ -69,12 +69,12 @@ def test_each_run_has_its_own_language(
 
 
 def test_a_language_that_is_none_of_its_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"--language esp: is none .* nllb-clip-base knows; .* Did you mean 'es'\?"):
+    with pytest.raises(UserError, match=r"language='esp': is none .* nllb-clip-base knows; .* Did you mean 'es'\?"):
         nllb_code("nllb-clip-base", "esp")
 
 
 def test_without_clip_benchmark_there_is_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "clip_benchmark.models.nllb_clip", None)
     assert nllb_code("nllb-clip-base", "en") == "eng_Latn"
-    with pytest.raises(UserError, match=r"--language es: .* not installed: pip install 'anchorprune\[zoo\]'"):
+    with pytest.raises(UserError, match=r"language='es': .* not installed: pip install 'anchorprune\[zoo\]'"):
         nllb_code("nllb-clip-base", "es")

@@ -6,19 +6,19 @@ import copy
 import warnings
 from typing import Any
 
-import naive
 import open_clip
 import pytest
 import torch
 import transformers
-from conftest import LAYERS, make_clip
-from libraries import LIBRARIES, as_transformers, encode, hf_vision, timm_eva
+from support import naive
+from support.libraries import LIBRARIES, as_transformers, encode, hf_vision, timm_eva
+from support.models import LAYERS, make_clip
 from test_pruning import COVERING, SMALL
 from torch import Tensor
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.cost import image_tower_flops
+from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.tokens import Tokens, attention_from, attention_received, head_attention
 from anchorprune.towers import find_tower

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from anchorprune import strategies
-from anchorprune.listing import WIDTH, listing
+from anchorprune.commands._flags import parse_strategies
+from anchorprune.commands.strategies import WIDTH, listing
 from anchorprune.strategies import registry
 from anchorprune.strategies.anchor import Anchor
 
@@ -22,28 +24,43 @@ def sections() -> dict[str, str]:
     return {heading.split()[0]: " ".join(body.split()) for heading, _, body in parts}
 
 
-def test_every_strategy_is_there_with_the_first_line_of_its_docstring() -> None:
-    shown = sections()
-    assert list(shown) == list(registry())
-    for name, cls in registry().items():
-        assert cls.__doc__.splitlines()[0] in shown[name]
+def test_one_strategy_as_it_is_printed() -> None:
+    assert sections()["random"] == (
+        "One seeded random subset of the patch tokens, the same for all images: the baseline. "
+        "Acts at the input of a block. "
+        "--prune_layers act in these blocks, counted from 1, ascending [default: 2] "
+        "--keep_patches patch tokens that go on from each of the prune_layers; one number: from the last, falling by "
+        "equal shares from layer to layer (60 when keep_ratio is not given either) [not given by default] "
+        "--keep_ratio the same as shares of the image's patch tokens, 0 … 1 [not given by default] "
+        "--draw_seed which subset is drawn; quote the mean of several [default: 0]"
+    )
 
 
-def test_every_field_is_there_as_a_flag_with_its_help_and_its_default() -> None:
+def test_every_file_of_a_strategy_is_there_with_what_it_says_of_it() -> None:
+    folder = Path(strategies.__file__).parent
+    files = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
     shown = sections()
-    for name, cls in registry().items():
-        for field in dataclasses.fields(cls):
-            value: Any = field.default
-            typed = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            default = f"[default: {typed}]" if typed else "[not given by default]"
-            assert f"--{field.name} {' '.join(field.metadata['help'].split())} {default}" in shown[name]
+    assert set(shown) == set(files) - {"__init__", "base"}
+    for name, text in shown.items():
+        assert text.partition(" Acts ")[0] in " ".join(files[name].split())
+
+
+def test_what_is_listed_can_be_typed() -> None:
+    """Every flag with the default that stands behind it makes the strategy as it is without any."""
+    for name, text in sections().items():
+        listed = re.findall(r"--(\w+) .*?\[(?:default: ([^\]]*)|not given by default)\]", text)
+        assert {flag for flag, _ in listed} == {field.name for field in dataclasses.fields(registry()[name])}
+        typed = " ".join(f"--{flag} {value}" for flag, value in listed if value)
+        [(made, _)] = parse_strategies([f"{name} {typed}"])
+        assert made == registry()[name]()
 
 
 def test_it_says_where_each_acts() -> None:
-    for name, text in sections().items():
-        inside = registry()[name].acts == "inside"
-        assert ("Acts inside a block, between its attention and its MLP" in text) == inside
-        assert ("Acts at the input of a block" in text) != inside
+    """As docs/architecture.md has it: at a block's input those that need no more than a gather."""
+    inside = {name for name, text in sections().items() if "Acts inside a block, between its attention and" in text}
+    at_the_input = {name for name, text in sections().items() if "Acts at the input of a block." in text}
+    assert inside == {"cls_attention", "coarse", "evit", "max_min", "pitome", "thin", "tome"}
+    assert at_the_input == {"anchor", "random"}
 
 
 def test_it_fits_a_terminal_and_has_no_stray_spaces() -> None:
@@ -76,5 +93,7 @@ def test_a_strategy_of_another_package_without_docstring_or_help_is_listed_too(m
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys; from anchorprune.listing import listing; listing(); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from anchorprune.commands.strategies import listing; listing(); assert 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from libraries import clip, openai_clip
+from support.libraries import clip, openai_clip
 from test_pruning import SMALL
 from torch import Tensor, nn
 

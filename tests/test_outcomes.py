@@ -17,43 +17,43 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorprune import results
-from anchorprune.compare import compare
 from anchorprune.errors import UserError
-from anchorprune.outcomes import Outcomes, paired, path_for, read, write
+from anchorprune.evaluation.outcomes import paired, path_for, read, write
+from anchorprune.report.csv import build
+from anchorprune.studies.compare import Side, beside
+from anchorprune.tasks.base import Outcomes
 
 
 def some(n: int = 20, classes: int = 10) -> Outcomes:
     draw = np.random.default_rng(0)
     keys = tuple(f"class {i % classes}/image {i:05}.jpg" for i in range(n))
-    return Outcomes(keys, draw.integers(0, classes, n), draw.integers(0, classes, n))
+    return Outcomes.of_classes(keys, draw.integers(0, classes, n), draw.integers(0, classes, n))
 
 
 def assert_equal(a: Outcomes, b: Outcomes) -> None:
     assert a.keys == b.keys
-    assert a.targets.tolist() == b.targets.tolist()
-    assert a.predictions.tolist() == b.predictions.tolist()
+    assert a.scores.tolist() == b.scores.tolist()
+    assert {k: v.tolist() for k, v in a.details.items()} == {k: v.tolist() for k, v in b.details.items()}
 
 
 # --- one evaluation
 
 
 def test_an_image_is_right_where_the_prediction_is_its_class() -> None:
-    right = Outcomes(("a", "b", "c"), np.array([1, 2, 3]), np.array([1, 3, 3])).right
-    assert right.dtype == bool
-    assert right.tolist() == [True, False, True]
+    right = Outcomes.of_classes(("a", "b", "c"), np.array([1, 2, 3]), np.array([1, 3, 3])).scores
+    assert right.tolist() == [1, 0, 1]
 
 
 def test_tensors_and_narrow_integers_are_taken_as_they_are() -> None:
-    found = Outcomes(("a", "b"), torch.tensor([200, 3]), np.array([200, 4], np.uint8))  # type: ignore[arg-type]
-    assert found.targets.dtype == found.predictions.dtype == np.int64
-    assert found.right.tolist() == [True, False]
+    found = Outcomes.of_classes(("a", "b"), torch.tensor([200, 3]), np.array([200, 4], np.uint8))  # type: ignore[arg-type]
+    assert found.details["targets"].dtype == found.details["predictions"].dtype == np.int64
+    assert found.scores.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("targets", [[[1, 0], [0, 1]], [0.5, 1.0], [1, 2, 3]], ids=["multi-label", "floats", "three"])
 def test_anything_but_one_class_an_image_is_refused(targets: list[Any]) -> None:
-    with pytest.raises(ValueError, match="2 images"):
-        Outcomes(("a", "b"), np.array(targets), np.array([1, 2]))
+    with pytest.raises(ValueError, match="2 samples"):
+        Outcomes.of_classes(("a", "b"), np.array(targets), np.array([1, 2]))
 
 
 # --- the file
@@ -74,7 +74,7 @@ def test_the_outcomes_lie_beside_the_result(result: str, outcomes: str) -> None:
 def test_build_does_not_take_outcomes_for_results(tmp_path: Path) -> None:
     write(some(), path_for(tmp_path / "x.json"))
     with pytest.raises(UserError, match=r"no \*\.json file"):
-        results.build([tmp_path], tmp_path / "out.csv")
+        build([tmp_path], tmp_path / "out.csv")
 
 
 names = st.one_of(st.text(max_size=20), st.binary(max_size=20).map(lambda b: b.decode("utf-8", "surrogateescape")))
@@ -88,9 +88,9 @@ def test_what_is_written_is_read_whatever_the_images_are_called(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.outcomes.npz"
     keys, targets, predictions = zip(*images, strict=True) if images else ((), (), ())
-    outcomes = Outcomes(keys, np.array(targets, np.int64), np.array(predictions, np.int64))
+    outcomes = Outcomes.of_classes(keys, np.array(targets, np.int64), np.array(predictions, np.int64))
     write(outcomes, path)
-    assert_equal(read(path), outcomes)
+    assert_equal(read(path)[0], outcomes)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_is_written_is_read_whatever_the_images_are_called(
     [(255, "uint8"), (256, "uint16"), (65_535, "uint16"), (65_536, "uint32"), (2**32 - 1, "uint32"), (2**32, "int64")],
 )
 def test_classes_take_the_smallest_type_that_fits(tmp_path: Path, largest: int, dtype: str) -> None:
-    write(Outcomes(("a", "b"), np.array([0, largest]), np.array([0, 1])), tmp_path / "x.npz")
+    write(Outcomes.of_classes(("a", "b"), np.array([0, largest]), np.array([0, 1])), tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         assert file["targets"].dtype == dtype
         assert file["predictions"].dtype == "uint8"
@@ -111,7 +111,7 @@ def test_the_outcomes_of_50000_images_fit_into_300_kilobytes(tmp_path: Path) -> 
     numbers = draw.permutation(n)  # ILSVRC's validation images are numbered in no order of their classes
     keys = [f"n{1_440_000 + 7919 * c:08}/ILSVRC2012_val_{i:08}.JPEG" for c, i in zip(targets, numbers, strict=True)]
     predictions = np.where(draw.random(n) < 0.7, targets, draw.integers(0, 1000, n))
-    write(Outcomes(tuple(keys), targets, predictions), tmp_path / "x.npz")
+    write(Outcomes.of_classes(tuple(keys), targets, predictions), tmp_path / "x.npz")
     assert os.path.getsize(tmp_path / "x.npz") < 300_000
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_write_leaves_the_old_file_as_it_was(
         patch.setattr(os, failing, fail)
         with pytest.raises(type(failure)):
             write(some(30), path)
-    assert_equal(read(path), some())
+    assert_equal(read(path)[0], some())
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_file_is_refused_or_harmless(
         content[place] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
     with suppress(UserError):
-        assert_equal(read(path), some())  # as where the damage is to a date that the zip holds
+        assert_equal(read(path)[0], some())  # as where the damage is to a date that the zip holds
 
 
 # --- pairing
@@ -221,7 +221,7 @@ images = st.dictionaries(st.text("abc", max_size=3), st.tuples(st.integers(0, 2)
 
 def outcomes_of(keys: list[str], targets: list[int], right: list[bool]) -> Outcomes:
     truth = np.array(targets, np.int64)
-    return Outcomes(tuple(keys), truth, truth + ~np.array(right, bool))
+    return Outcomes.of_classes(tuple(keys), truth, truth + ~np.array(right, bool))
 
 
 @given(images, st.data())
@@ -281,17 +281,23 @@ def result_of(outcomes: Outcomes) -> dict[str, Any]:
         "model": "m",
         "pretrained": "p",
         "task": "zeroshot_classification",
-        "metrics": {"acc1": float(outcomes.right.mean())},
+        "metrics": {"acc1": float(outcomes.scores.mean())},
         "schema_version": 1,
         "n_samples": len(outcomes.keys),
     }
 
 
-def below(a: dict[str, Any], b: dict[str, Any], outcomes: tuple[Outcomes, Outcomes] | None) -> str:
+def compared(
+    a: dict[str, Any], b: dict[str, Any], outcomes: tuple[Outcomes | None, Outcomes | None] = (None, None)
+) -> str:
+    return beside(Side("A", a, outcomes[0]), Side("B", b, outcomes[1])).to_text()
+
+
+def below(a: dict[str, Any], b: dict[str, Any], outcomes: Any) -> str:
     """What is said below the table, unwrapped."""
-    text = compare(a, b, outcomes=outcomes)
+    text = compared(a, b, outcomes)
     assert max(map(len, text.splitlines())) <= 80
-    table = compare(a, b).splitlines()
+    table = compared(a, b).splitlines()
     last = next(line for line in table if line.startswith("samples"))
     return text[text.index(last) + len(last) :].strip().replace("\n   ", " ")
 
@@ -303,13 +309,13 @@ def test_compare_says_how_sure_the_difference_is() -> None:
         "acc1 of B minus A, image by image (n = 100): -8.00 points, 95 % interval -15.00 to -2.00 (bootstrap).\n"
         "Right only in A: 10; only in B: 2; McNemar's exact p = 0.039."
     )
-    text = compare(*map(result_of, outcomes), outcomes=outcomes)
+    text = compared(*map(result_of, outcomes), outcomes)
     assert "-8.00 points" in next(line for line in text.splitlines() if line.startswith("acc1"))  # the same sign
 
 
 def test_compare_without_outcomes_says_what_it_said() -> None:
     a, b = pair(10, 2, 50, 38)
-    assert below(result_of(a), result_of(b), None) == ""
+    assert below(result_of(a), result_of(b), (None, None)) == ""
 
 
 def test_a_tiny_p_is_not_spelt_out() -> None:
@@ -324,7 +330,7 @@ def test_an_interval_without_width_is_not_shown() -> None:
 
 def test_compare_says_that_only_some_images_are_in_both() -> None:
     a, b = pair(10, 2, 50, 38)
-    fewer = Outcomes(b.keys[::2], b.targets[::2], b.predictions[::2])
+    fewer = Outcomes.of_classes(b.keys[::2], b.details["targets"][::2], b.details["predictions"][::2])
     said = below(result_of(a), result_of(fewer), (a, fewer)).splitlines()
     assert said[0] == "Paired where both have the image: n = 50, of 100 in A and 50 in B."
     assert said[1].startswith("acc1 of B minus A, image by image (n = 50): -8.00 points")

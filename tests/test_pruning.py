@@ -9,11 +9,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import LAYERS, TOKENS, make_clip, make_visual
+from support.models import LAYERS, TOKENS, make_clip, make_visual
 from torch import nn
 
 import anchorprune
 from anchorprune import UserError
+from anchorprune.errors import FieldError
+from anchorprune.pruning.budget import solve
+from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import make_strategy, registry
 
 # A budget that prunes the small towers of these tests, and one that covers all of their tokens.
@@ -90,7 +93,7 @@ def test_a_pruned_model_keeps_as_many_tokens_as_promised(strategy: str, tower: s
 def test_a_budget_that_covers_all_tokens_changes_no_bit(strategy: str, tower: str, images: torch.Tensor) -> None:
     model = TOWERS[tower]()
     dense = model(images)
-    with pytest.warns(UserWarning, match=r"keeps all 17 tokens .* nothing is dropped; --\w+ \d+.* would prune"):
+    with pytest.warns(UserWarning, match=r"keeps all 17 tokens .* nothing is dropped; \w+=\d+.* would prune"):
         pruning = anchorprune.prune(model, strategy, **COVERING[strategy])
     assert not pruning.effective
     assert torch.equal(model(images), dense)
@@ -105,9 +108,11 @@ def test_the_warning_names_a_budget_that_does_prune(strategy: str, visual: nn.Mo
         warnings.simplefilter("always")
         anchorprune.prune(visual, strategy, **COVERING[strategy]).restore()
     (warning,) = caught
-    flags = str(warning.message).split("; ")[1].removesuffix(" would prune").split()
-    advice = {flag.removeprefix("--"): int(value) for flag, value in zip(flags[::2], flags[1::2], strict=True)}
-    assert anchorprune.prune(visual, strategy, **advice).effective
+    text = str(warning.message).split("; ")[1].removesuffix(" would prune")
+    others = {k: v for k, v in COVERING[strategy].items() if k not in registry()[strategy].budget_fields}
+    assert anchorprune.prune(visual, strategy, **(others | eval(f"dict({text})"))).effective
+    typed = warning.message.typed.split("; ")[1].removesuffix(" would prune")  # what the command line says
+    assert typed == " ".join(f"--{name} {value}" for name, value in (one.split("=") for one in text.split(", ")))
 
 
 @every_tower
@@ -325,8 +330,40 @@ def test_apply_pruning_to_model_with_pruning_off_leaves_the_model_alone(
     assert torch.equal(visual(images), dense)
     assert restore.kept is None
     assert not restore.effective
+    assert restore.tokens_before is restore.tokens_after is restore.tokens_by_block is None
+    assert restore.assignment is restore.kept_before(2) is restore.size_bias(2) is None
+    assert restore.first_block == 0
+    assert "restored" in repr(restore)
+    with restore:
+        assert torch.equal(visual(images), dense)
     restore()
     anchorprune.apply_pruning_to_model(nn.Linear(2, 2), enable_pruning=False)  # also one that cannot be pruned
+
+
+# A budget from a cost.
+
+
+@every_strategy
+def test_a_target_takes_the_place_of_a_budget(strategy: str, visual: nn.Module) -> None:
+    cls = registry()[strategy]
+    others = {name: value for name, value in SMALL[strategy].items() if name not in cls.budget_fields}
+    dense = image_tower_flops(visual) / 2e9
+    by_name = anchorprune.prune(visual, strategy, target_gmacs=0.8 * dense, **others)
+    assert image_tower_flops(visual) / 2e9 <= 0.8 * dense
+    by_name.restore()
+    assert by_name.strategy == solve(visual, make_strategy(strategy, **others), 0.8 * dense)
+    with anchorprune.prune(visual, make_strategy(strategy, **others), target_gmacs=0.8 * dense) as by_object:
+        assert by_object.strategy == by_name.strategy
+    for given in ((strategy, SMALL[strategy]), (make_strategy(strategy, **SMALL[strategy]), {})):
+        with pytest.raises(FieldError, match=r"target_gmacs=\S+: give it or \w+, not both") as error:
+            anchorprune.prune(visual, given[0], target_gmacs=0.8 * dense, **given[1])
+        assert "give it or --" in error.value.as_flag()
+
+
+def test_a_target_that_no_budget_meets_is_told_in_pythons_words_or_in_flags(visual: nn.Module) -> None:
+    with pytest.raises(FieldError, match=r"thin gets down to \S+ here \(keep_patches=1\); give a larger") as error:
+        anchorprune.prune(visual, "thin", target_gmacs=1e-7)
+    assert "(--keep_patches 1)" in error.value.as_flag()
 
 
 def test_pruning_twice_is_one_clear_error(clip: nn.Module) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise, permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import browser
+import matplotlib
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pages import check_in_browser, check_offline, elements, embedded
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 from PIL import Image
+from support import browser
+from support.pages import check_in_browser, check_offline, contrast, elements, embedded
 
-from anchorprune.report import chart, page, pictures, stats, table
+from anchorprune.evaluation.statistics import wilson
+from anchorprune.report import chart, figures, page, pictures, speed_chart, table
 from anchorprune.report.chart import Point
 from anchorprune.report.pictures import Picture, Prediction
 
@@ -26,7 +34,16 @@ NASTY = ["<script>alert(1)</script>", 'a"b&c', "it's </p><img src=x onerror=aler
 
 
 def result(acc1: float, strategy: dict[str, Any] | None = None, gmacs: float = 1.0) -> dict[str, Any]:
-    pruning = None if strategy is None else {"prune_layer": 2, "tokens_before": 197, "tokens_after": 61, **strategy}
+    pruning = (
+        None
+        if strategy is None
+        else {
+            "strategy": "anchor",
+            "prune_layer": 2,
+            "measured": {"tokens_before": 197, "tokens_after": 61},
+            **strategy,
+        }
+    )
     return {"metrics": {"acc1": acc1}, "n_samples": 100, "pruning": pruning, "cost": {"gmacs": gmacs}}
 
 
@@ -47,7 +64,7 @@ def test_a_row_is_what_the_results_say() -> None:
     assert pruned.speed_up == pytest.approx(2.0)  # the median of 2, 3 and 1/9
     assert pruned.images_per_second == pytest.approx(32)
     assert drawn.accuracy == pytest.approx(0.7)
-    assert (drawn.low, drawn.high) == pytest.approx(stats.wilson(0.7, 100))
+    assert (drawn.low, drawn.high) == pytest.approx(wilson(0.7, 100))
     assert drawn.draws == (0.6, 0.7, 0.8)
     assert drawn.speed_up is None
 
@@ -63,75 +80,124 @@ def test_the_text_table_is_aligned_and_whole() -> None:
 # --- the chart
 
 
-def points(count: int, draw: st.DrawFn) -> list[Point]:
+@st.composite
+def results(draw: st.DrawFn) -> list[Point]:
     found = []
-    for i in range(count):
+    for i in range(draw(st.integers(1, 9))):
         accuracy = draw(st.floats(0, 1))
-        low, high = stats.wilson(accuracy, draw(st.integers(1, 1000)))
+        low, high = wilson(accuracy, draw(st.integers(1, 1000)))
         found.append(Point(f"s{i % 5}", f"series {i}", draw(st.floats(0.01, 200)), accuracy, low, high))
+    if draw(st.booleans()):  # the same compute for all, as strategies at one budget have
+        found = [dataclasses.replace(point, gmacs=found[0].gmacs) for point in found]
     return found
 
 
-@st.composite
-def charts(draw: st.DrawFn) -> tuple[list[Point], int, int]:
-    found = points(draw(st.integers(1, 9)), draw)
-    if draw(st.booleans()):  # the same compute for all, as strategies at one budget have
-        found = [Point(p.series, p.label, found[0].gmacs, p.accuracy, p.low, p.high) for p in found]
-    return found, *draw(st.sampled_from([(720, 420), (343, 440)]))
+def marks(axes: Axes) -> list[Line2D]:
+    """The markers of an accuracy chart, in the order drawn."""
+    return [line for line in axes.lines if line.get_marker() not in ("None", "_", "|", 2, 3)]
 
 
-@settings(max_examples=150, deadline=None)
-@given(charts())
-def test_everything_in_the_chart_is_inside_its_axes_and_in_order(case: tuple[list[Point], int, int]) -> None:
-    given_points, width, height = case
-    drawn = chart.layout(given_points, width, height)
-    plot = drawn.plot
-    assert [spot.point for spot in drawn.placed] == given_points
-    for spot in drawn.placed:
-        assert plot.left <= spot.x <= plot.right
-        assert plot.top - 1e-6 <= spot.high_y <= spot.y + 1e-6
-        assert spot.y - 1e-6 <= spot.low_y <= plot.bottom + 1e-6
-        assert spot.label.inside(plot)
-    for a in drawn.placed:
-        for b in drawn.placed:
-            if a.point.accuracy > b.point.accuracy:
-                assert a.y <= b.y
-            if a.point.gmacs > b.point.gmacs:
-                assert a.x >= b.x
-    for ticks, low, high in ((drawn.x_ticks, plot.left, plot.right), (drawn.y_ticks, plot.top, plot.bottom)):
-        values, pixels = zip(*ticks, strict=True)
-        assert list(values) == sorted(set(values))
-        assert min(pixels) == pytest.approx(low)
-        assert max(pixels) == pytest.approx(high)
-    assert drawn.x_ticks[0][0] == 0
-    assert drawn.x_ticks[-1][0] >= max(p.gmacs for p in given_points)
-    assert drawn.y_ticks[0][0] <= 100 * min(p.low for p in given_points) + 1e-6
-    assert drawn.y_ticks[-1][0] >= 100 * max(p.high for p in given_points) - 1e-6
+def place(axes: Axes, mark: Line2D) -> tuple[float, float]:
+    """The pixel that a marker stands at."""
+    (spot,) = axes.transData.transform(mark.get_xydata())
+    return float(spot[0]), float(spot[1])
+
+
+def texts(axes: Axes) -> dict[str, Bbox]:
+    """What is written within the axes, and the pixels it covers."""
+    return {text.get_text(): text.get_window_extent() for text in axes.texts if text.get_text()}
+
+
+def inside(box: Bbox, room: Bbox) -> bool:
+    return box.x0 >= room.x0 and box.x1 <= room.x1 and box.y0 >= room.y0 and box.y1 <= room.y1
+
+
+@settings(max_examples=25, deadline=None)
+@given(results(), st.sampled_from([(720, 410), (343, 440)]))
+def test_everything_in_the_chart_is_inside_its_axes_and_in_order(points: list[Point], size: tuple[int, int]) -> None:
+    with figures.look():
+        (axes,) = chart.figure(points, *size).axes
+        spots = [place(axes, mark) for mark in marks(axes)]
+        room = axes.bbox.padded(0.01)
+        assert len(spots) == len(points)
+        assert all(room.contains(*spot) for spot in spots)
+        assert set(texts(axes)) == {point.label for point in points}
+        assert all(inside(box, room) for box in texts(axes).values())
+    for (a, (x_a, y_a)), (b, (x_b, y_b)) in permutations(zip(points, spots, strict=True), 2):
+        if a.accuracy > b.accuracy:
+            assert y_a >= y_b
+        if a.gmacs > b.gmacs:
+            assert x_a >= x_b - 1e-6
+    low, high = axes.get_ylim()
+    assert low <= 100 * min(p.low for p in points)
+    assert high >= 100 * max(p.high for p in points)
+    assert axes.get_xlim()[0] == 0
 
 
 def test_a_lone_point_stands_where_its_numbers_say() -> None:
-    drawn = chart.layout([Point("a", "a", 1.0, 0.5, 0.4, 0.6)], 720, 420)
-    (spot,) = drawn.placed
-    (x0, left), *_, (x1, right) = drawn.x_ticks
-    assert spot.x == pytest.approx(left + (1.0 - x0) / (x1 - x0) * (right - left))
-    (y0, bottom), *_, (y1, top) = drawn.y_ticks
-    for value, pixel in ((40, spot.low_y), (50, spot.y), (60, spot.high_y)):
-        assert pixel == pytest.approx(bottom + (value - y0) / (y1 - y0) * (top - bottom))
+    with figures.look():
+        (axes,) = chart.figure([Point("a", "a", 1.0, 0.5, 0.4, 0.6)], 720, 410).axes
+    (mark,) = marks(axes)
+    assert mark.get_xydata().tolist() == [[pytest.approx(1.0), pytest.approx(50)]]
+    (bars,) = axes.collections
+    assert bars.get_segments()[0] == pytest.approx(np.array([[1, 40], [1, 60]]))
 
 
-def test_markers_at_the_same_compute_stand_beside_each_other_and_labels_are_free() -> None:
+@pytest.mark.parametrize("size", [(720, 410), (343, 440)])
+def test_markers_at_the_same_compute_stand_beside_each_other_and_labels_are_free(size: tuple[int, int]) -> None:
     same = [Point(f"s{i}", f"series {i}", 0.5, 0.5 + i / 100, 0.45, 0.55) for i in range(4)]
-    drawn = chart.layout([*same, Point("s0", "all", 1.0, 0.7, 0.6, 0.8)], 720, 420)
-    xs = sorted(spot.x for spot in drawn.placed)
-    assert all(b - a >= 2 * chart.MARK for a, b in pairwise(xs))
-    labels = [spot.label for spot in drawn.placed]
-    assert all(a.overlap(b) == 0 for a in labels for b in labels if a is not b)
+    with figures.look():
+        (axes,) = chart.figure([*same, Point("s0", "all", 1.0, 0.7, 0.6, 0.8)], *size).axes
+        covered = [*texts(axes).values(), *(mark.get_window_extent() for mark in marks(axes))]
+    xs = sorted(place(axes, mark)[0] for mark in marks(axes))
+    assert all(b - a >= 2 * figures.MARK for a, b in pairwise(xs))
+    assert len(covered) == 10
+    assert not [1 for a, b in combinations(covered, 2) if a.overlaps(b)]
 
 
-def test_round_ticks() -> None:
-    assert chart.ticks(0, 1.1, 6) == [0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2]
-    assert chart.ticks(42, 83, 5) == [40, 50, 60, 70, 80, 90]
-    assert chart.ticks(5, 5, 4)[0] <= 5 < chart.ticks(5, 5, 4)[-1]
+def test_series_differ_in_shape_and_in_colour() -> None:
+    points = [Point(f"series {i}", "", 1.0 + i, 0.5, 0.4, 0.6) for i in range(6)]
+    with figures.look():
+        drawn = chart.figure(points, 720, 410)
+    keys = drawn.legends[0].get_lines()
+    assert len({key.get_marker() for key in keys}) == len({key.get_color() for key in keys}) == 6
+    shown = [(mark.get_marker(), mark.get_color()) for mark in marks(drawn.axes[0])]
+    assert shown == [(key.get_marker(), key.get_color()) for key in keys]
+
+
+def test_the_text_of_a_chart_is_text_and_always_the_same() -> None:
+    points = [Point(f"series {text}", text, 1.0 + i, 0.5, 0.4, 0.6) for i, text in enumerate(NASTY)]
+    drawn = chart.svg(points, "x")
+    found = elements(drawn)
+    for text in NASTY:
+        assert text in found.text
+    assert {"script", "img", "style", "metadata"}.isdisjoint(tag for tag, _ in found.found)
+    check_offline(drawn)
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "svg.fonttype": "path"}):  # a user's own
+        assert chart.svg(points, "x") == drawn
+
+
+def test_a_chart_keeps_to_the_colours_of_the_page() -> None:
+    """So that it follows the page into dark mode."""
+    drawn = chart.svg([Point("a", "a", 1.0, 0.5, 0.4, 0.6), Point("b", "b", 1.0, 0.5, 0.4, 0.6)], "x")
+    assert set(re.findall(r"#[0-9a-f]{6}", drawn)) == set()
+    assert set(re.findall(r"var\(--(\w+)\)", drawn)) <= figures.PALETTE.keys()
+
+
+def test_the_speed_chart_says_how_fast_each_way_is(tmp_path: Path) -> None:
+    def speed(name: str, *milliseconds: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name, strategy=None if name == "unpruned" else name, batch_size=8, milliseconds=milliseconds,
+            speed_up=1.5, speed_up_by_flops=2.0,
+        )  # fmt: skip
+
+    ways = [speed("unpruned", 3.0, 3.0), *(speed(text, 2.0, 1.5) for text in NASTY)]
+    speed_chart.write_png(ways, tmp_path / "speed.png", NASTY[3])
+    first = (tmp_path / "speed.png").read_bytes()
+    speed_chart.write_png(ways, tmp_path / "speed.png", NASTY[3])
+    assert (tmp_path / "speed.png").read_bytes() == first
+    with Image.open(tmp_path / "speed.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
 
 
 # --- pictures
@@ -181,12 +247,6 @@ def test_the_picture_is_what_the_model_saw() -> None:
     assert pictures.normalisation(ToTensor()) == ((0, 0, 0), (1, 1, 1))
 
 
-def test_six_series_have_six_marks_and_six_colours() -> None:
-    points = [Point(f"series {i}", "", 1.0 + i, 0.5, 0.4, 0.6) for i in range(6)]
-    keys = re.findall(r'class="key (s\d)".*?(<(?:path|circle|rect) class="mark".*?/>)', chart.legend(points))
-    assert len({colour for colour, _ in keys}) == len({mark for _, mark in keys}) == 6
-
-
 def test_the_legend_shows_three_different_marks() -> None:
     samples = pictures.legend_pictures()
     assert len({image.tobytes() for image, _ in samples}) == len(samples) == 3
@@ -230,8 +290,11 @@ def test_the_page_escapes_whatever_comes_from_data() -> None:
     assert f"kept: {NASTY[1]}" in [attributes.get("alt") for tag, attributes in found.found if tag == "img"]
 
 
-def test_the_page_asks_for_nothing() -> None:
-    check_offline(page.render(a_page()))
+def test_the_page_asks_for_nothing_and_is_always_the_same() -> None:
+    """The same numbers give the same file: no date, no chance."""
+    text = page.render(dataclasses.replace(a_page(), pictures=()))
+    check_offline(text)
+    assert page.render(dataclasses.replace(a_page(), pictures=())) == text
 
 
 def test_the_check_for_offline_pages_sees_what_it_should() -> None:
@@ -242,6 +305,8 @@ def test_the_check_for_offline_pages_sees_what_it_should() -> None:
         "<style>@import 'x'</style>",
         '<p style="background:url(x)">',
         '<p onclick="x()">',
+        '<svg><use xlink:href="other.svg#x"/></svg>',
+        '<svg><g clip-path="url(https://example.org/#x)"></g></svg>',
     ):
         with pytest.raises(AssertionError):
             check_offline(bad)
@@ -255,42 +320,36 @@ def test_every_image_of_the_page_decodes_and_says_what_it_is() -> None:
     assert all(attributes["alt"] for attributes in images if attributes["width"] == "84")
 
 
-def test_ids_are_unique_and_labels_point_at_them() -> None:
-    found = elements(page.render(a_page())).found
+def test_ids_are_unique_and_references_point_at_them() -> None:
+    text = page.render(a_page())
+    found = elements(text).found
     ids = [attributes["id"] for _, attributes in found if "id" in attributes]
-    assert len(ids) == len(set(ids)) == 4
+    assert len(ids) == len(set(ids))
     named = " ".join(attributes["aria-labelledby"] or "" for _, attributes in found if "aria-labelledby" in attributes)
-    assert set(named.split()) == set(ids)
-
-
-def contrast(a: str, b: str) -> float:
-    """WCAG 2's contrast ratio of two colours, #rrggbb."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    high, low = sorted((luminance(a), luminance(b)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
+    assert sorted(named.split()) == ["narrow-desc", "narrow-title", "wide-desc", "wide-title"]
+    referred = {(attributes["href"] or "")[1:] for tag, attributes in found if tag == "use"}
+    assert {*named.split(), *referred, *re.findall(r"url\(#([\w-]+)\)", text)} <= set(ids)
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_stands_out_from_the_paper(scheme: int) -> None:
-    blocks = re.findall(r":root \{(.*?)\}", Path(page.__file__).with_name("page.css").read_text(), re.DOTALL)
-    colours = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", blocks[scheme]))
-    for name in ("ink", "soft", "link", "good", "bad", "s0", "s1", "s2", "s3", "k3", "k7"):
-        needed = 4.5 if not name.startswith("s") or name == "soft" else 3.9  # chart labels repeat the table's names
+    colours = {name: tuple(bytes.fromhex(pair[scheme][1:])) for name, pair in figures.PALETTE.items()}
+    for name in ("ink", "soft", "link", "good", "bad", *(f"series{i}" for i in range(5))):
         for behind in ("paper", "card"):
-            assert contrast(colours[name], colours[behind]) >= needed, (name, behind)
+            assert contrast(colours[name], colours[behind]) >= 4.5, (name, behind)
+    marks = [colours[f"series{i}"] for i in range(8)]
+    assert len({*marks, colours["ink"]}) == 9
+    assert all(contrast(mark, colours["card"]) >= 3 for mark in marks)  # WCAG 2's for graphics
 
 
 @pytest.mark.skipif(browser.executable() is None, reason="no chromium, chromium-browser or google-chrome in PATH")
-@pytest.mark.parametrize("width", [1280, 768, 375])
-def test_the_page_in_a_real_browser(tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("width", "flags"), [(1280, ()), (768, (browser.DARK,)), (375, ()), (375, (browser.DARK,))])
+def test_the_page_in_a_real_browser(tmp_path: Path, width: int, flags: tuple[str, ...]) -> None:
     report = tmp_path / "report.html"
     report.write_text(page.render(a_page()), encoding="utf-8")
-    check_in_browser(browser.look(report, tmp_path, width), width)
+    found = browser.look(report, tmp_path, width, *flags)
+    assert found["dark"] == bool(flags)
+    check_in_browser(found, width)
 
 
 @pytest.mark.skipif(browser.executable() is None, reason="no chromium, chromium-browser or google-chrome in PATH")

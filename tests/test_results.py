@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from anchorprune import results
+from anchorprune import files
 from anchorprune.errors import UserError
+from anchorprune.evaluation import request
+from anchorprune.evaluation import result as results
+from anchorprune.report import csv as csv_files
 
 UPSTREAM = {
     "dataset": "cifar10",
@@ -22,8 +25,8 @@ UPSTREAM = {
 }
 OURS: dict[str, Any] = {
     **UPSTREAM,
-    "schema_version": 1,
-    "pruning": {"strategy": "anchor", "k_anchors": 10, "effective": True, "tokens_after": 61},
+    "schema_version": 2,
+    "pruning": {"strategy": "anchor", "k_anchors": 10, "measured": {"effective": True, "tokens_after": 61}},
     "cost": {"gmacs_dense": 17.58, "gmacs": 6.7},
     "limit": None,
     "seed": 0,
@@ -48,21 +51,21 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_equal_settings_have_one_hash_in_whatever_order() -> None:
-    one = results.config_hash({"model": "m", "pruning": {"k_anchors": 10, "alpha": 0.5}, "sizes": (1, 2)})
-    two = results.config_hash({"sizes": [1, 2], "pruning": {"alpha": 0.5, "k_anchors": 10}, "model": "m"})
+    one = request.config_hash({"model": "m", "pruning": {"k_anchors": 10, "alpha": 0.5}, "sizes": (1, 2)})
+    two = request.config_hash({"sizes": [1, 2], "pruning": {"alpha": 0.5, "k_anchors": 10}, "model": "m"})
     assert one == two
     assert len(one) == 16
     assert int(one, 16) >= 0
 
 
 def test_the_hash_is_the_same_in_every_process() -> None:
-    assert results.config_hash({"b": None, "a": "ü", "c": 0.5}) == "0112cbc29e8e7e1d"
+    assert request.config_hash({"b": None, "a": "ü", "c": 0.5}) == "0112cbc29e8e7e1d"
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"pruning": None}, {"pruning": {"k_anchors": 20}}])
 def test_another_setting_gives_another_hash(change: dict[str, Any]) -> None:
     config = {"seed": 0, "pruning": {"k_anchors": 10}}
-    assert results.config_hash({**config, **change}) != results.config_hash(config)
+    assert request.config_hash({**config, **change}) != request.config_hash(config)
 
 
 def test_a_replaced_checkpoint_changes_the_fingerprint_even_with_the_size_and_time_of_the_old_one(
@@ -70,35 +73,35 @@ def test_a_replaced_checkpoint_changes_the_fingerprint_even_with_the_size_and_ti
 ) -> None:
     checkpoint = tmp_path / "model.pt"
     checkpoint.write_bytes(b"weights 1")
-    before, times = results.fingerprint(checkpoint), checkpoint.stat()
+    before, times = files.fingerprint(checkpoint), checkpoint.stat()
     checkpoint.write_bytes(b"weights 2")
     os.utime(checkpoint, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert results.fingerprint(checkpoint) != before
+    assert files.fingerprint(checkpoint) != before
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_the_name(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000  # more than one chunk
     (tmp_path / "a").write_bytes(content)
     (tmp_path / "b").write_bytes(content)
-    assert results.fingerprint(tmp_path / "a") == results.fingerprint(tmp_path / "b")
+    assert files.fingerprint(tmp_path / "a") == files.fingerprint(tmp_path / "b")
 
 
 def test_the_fingerprint_of_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.pt: no such file"):
-        results.fingerprint(tmp_path / "gone.pt")
+        files.fingerprint(tmp_path / "gone.pt")
 
 
 # --- check_output
 
 
 def test_a_good_output_passes_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    results.check_output(tmp_path / "out.json")
+    files.check_output(tmp_path / "out.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_checking_the_output_leaves_an_earlier_file_alone(tmp_path: Path) -> None:
     path = put(tmp_path / "out.json", OURS)
-    results.check_output(path)
+    files.check_output(path)
     assert json.loads(path.read_text()) == OURS
 
 
@@ -115,14 +118,14 @@ def test_checking_the_output_leaves_an_earlier_file_alone(tmp_path: Path) -> Non
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=reason) as error:
-        results.check_output(tmp_path / name)
-    assert str(error.value).startswith(f"--output {tmp_path / name}: ")
+        files.check_output(tmp_path / name)
+    assert error.value.as_flag().startswith(f"--output {tmp_path / name}: ")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_device_is_refused_as_output() -> None:
     with pytest.raises(UserError, match="not a regular file"):
-        results.check_output("/dev/null")
+        files.check_output("/dev/null")
 
 
 def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
@@ -131,16 +134,16 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     if os.access(folder, os.W_OK):
         pytest.skip("this user (root) may write everywhere")
     with pytest.raises(UserError, match="cannot write in"):
-        results.check_output(folder / "out.json")
+        files.check_output(folder / "out.json")
 
 
 def test_a_folder_that_the_system_will_not_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(results.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(UserError, match="Read-only file system"):
-        results.check_output(tmp_path / "out.json")
+        files.check_output(tmp_path / "out.json")
 
 
 # --- write and read
@@ -173,20 +176,19 @@ def test_numpy_scalars_and_paths_are_written_as_numbers_and_text(tmp_path: Path)
     assert written["dataset_root"] == "a/b"
 
 
-@pytest.mark.parametrize("failing", ["os.replace", "os.fsync", "json.dumps"])
+@pytest.mark.parametrize("failing", ["files.os.replace", "files.os.fsync", "evaluation.result.json.dumps"])
 @pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
 def test_an_interrupted_write_leaves_the_old_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, failure: BaseException
 ) -> None:
     path = put(tmp_path / "out.json", UPSTREAM)
     before = path.read_bytes()
-    module, function = failing.split(".")
 
     def fail(*_: object, **__: object) -> None:
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(results, module), function, fail)
+        patch.setattr(f"anchorprune.{failing}", fail)
         with pytest.raises(type(failure)):
             results.write(OURS, path)
     assert path.read_bytes() == before
@@ -209,7 +211,7 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "out.json"
     link.symlink_to(tmp_path / "real" / "file.json")
-    results.check_output(link)
+    files.check_output(link)
     results.write(OURS, link)
     assert link.is_symlink()
     assert results.read(tmp_path / "real" / "file.json") == OURS
@@ -287,19 +289,19 @@ def test_build_agrees_with_upstream_on_upstreams_columns(tmp_path: Path) -> None
     names = [str(path) for path in files]
     command = [sys.executable, "-W", "ignore", "-c", code, str(theirs), *names]
     subprocess.run(command, check=True, cwd=tmp_path)
-    assert results.build(names, ours) == 3
+    assert csv_files.build(names, ours) == 3
     assert table(ours) == table(theirs)
 
 
 def test_build_makes_columns_of_metrics_and_dotted_columns_of_settings(tmp_path: Path) -> None:
-    files = [put(tmp_path / "pruned.json", OURS), put(tmp_path / "upstream.json", UPSTREAM)]
-    results.build(files, tmp_path / "out.csv")
+    named = [put(tmp_path / "pruned.json", OURS), put(tmp_path / "upstream.json", UPSTREAM)]
+    csv_files.build(named, tmp_path / "out.csv")
     pruned, upstream = table(tmp_path / "out.csv")
     assert list(pruned) == sorted(pruned)
     assert pruned["acc1"] == "0.825"
     assert pruned["model_fullname"] == "ViT-B-32 openai"
     assert pruned["pruning.strategy"] == "anchor"
-    assert pruned["pruning.effective"] == "True"
+    assert pruned["pruning.measured.effective"] == "True"
     assert pruned["cost.gmacs"] == "6.7"
     assert json.loads(pruned["environment.names"]) == ["a", "ü"]
     assert pruned["limit"] == ""
@@ -309,8 +311,8 @@ def test_build_makes_columns_of_metrics_and_dotted_columns_of_settings(tmp_path:
 
 
 def test_an_unpruned_run_has_empty_cells_below_the_columns_of_the_pruning(tmp_path: Path) -> None:
-    files = [put(tmp_path / "a.json", OURS), put(tmp_path / "b.json", UNPRUNED)]
-    results.build(files, tmp_path / "out.csv")
+    named = [put(tmp_path / "a.json", OURS), put(tmp_path / "b.json", UNPRUNED)]
+    csv_files.build(named, tmp_path / "out.csv")
     pruned, unpruned = table(tmp_path / "out.csv")
     assert "pruning" not in pruned
     assert unpruned["pruning.strategy"] == ""
@@ -318,7 +320,7 @@ def test_an_unpruned_run_has_empty_cells_below_the_columns_of_the_pruning(tmp_pa
 
 def test_class_names_and_templates_are_one_cell_each(tmp_path: Path) -> None:
     result = {**UPSTREAM, "classnames": ["cat", "dog"], "templates": {"cat": ["a cat"]}}
-    results.build([put(tmp_path / "a.json", result)], tmp_path / "out.csv")
+    csv_files.build([put(tmp_path / "a.json", result)], tmp_path / "out.csv")
     (row,) = table(tmp_path / "out.csv")
     assert json.loads(row["classnames"]) == ["cat", "dog"]
     assert json.loads(row["templates"]) == {"cat": ["a cat"]}
@@ -331,7 +333,7 @@ def test_rows_come_in_the_order_given_and_those_of_a_folder_by_name(tmp_path: Pa
         put(folder / f"{name}.json", {**UPSTREAM, "dataset": name})
     first = put(tmp_path / "z.json", {**UPSTREAM, "dataset": "z"})
     last = put(tmp_path / "0.json", {**UPSTREAM, "dataset": "0"})
-    assert results.build([first, folder, last], tmp_path / "out.csv") == 10
+    assert csv_files.build([first, folder, last], tmp_path / "out.csv") == 10
     assert [row["dataset"] for row in table(tmp_path / "out.csv")] == ["z", *"abcdefgh", "0"]
 
 
@@ -340,22 +342,22 @@ def test_build_refuses_a_json_file_that_is_not_a_result_and_keeps_the_old_table(
     put(tmp_path / "settings.json", {"alpha": 0.5})
     (tmp_path / "out.csv").write_text("old")
     with pytest.raises(UserError, match=r"settings\.json"):
-        results.build([tmp_path], tmp_path / "out.csv")
+        csv_files.build([tmp_path], tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "old"
 
 
 def test_build_without_any_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for files in ([], [tmp_path / "empty"]):
+    for named in ([], [tmp_path / "empty"]):
         with pytest.raises(UserError, match="no \\*\\.json file"):
-            results.build(files, tmp_path / "out.csv")
+            csv_files.build(named, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_build_never_overwrites_one_of_the_results_it_reads(tmp_path: Path) -> None:
     path = put(tmp_path / "a.json", UPSTREAM)
     with pytest.raises(UserError, match="one of the results"):
-        results.build([tmp_path], path)
+        csv_files.build([tmp_path], path)
     assert json.loads(path.read_text()) == UPSTREAM
 
 
@@ -365,13 +367,13 @@ def test_an_interrupted_build_leaves_the_old_table_as_it_was(tmp_path: Path, mon
 
     source = put(tmp_path / "a.json", UPSTREAM)
     (tmp_path / "out.csv").write_text("old")
-    monkeypatch.setattr(results.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        results.build([source], tmp_path / "out.csv")
+        csv_files.build([source], tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_results_and_compare_import_no_torch() -> None:
-    code = "import sys, anchorprune.results, anchorprune.compare; sys.exit('torch' in sys.modules)"
+    code = "import sys, anchorprune.evaluation.result, anchorprune.studies.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import naive
 
 import anchorprune
 from anchorprune import UserError, select_tokens_by_pruning

@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorprune.report.stats import Z95, Difference, bootstrap_difference, mcnemar, paired_difference, wilson
+from anchorprune.evaluation.statistics import Z95, Difference, bootstrap_difference, mcnemar, paired_difference, wilson
 
 # --- intervals
 

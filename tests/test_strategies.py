@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import naive_strategies as naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import naive_strategies as naive
 from torch import Tensor
 
 from anchorprune.strategies import make_strategy, registry

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from unittest.mock import patch
 
-import naive_strategies as naive
 import pytest
 import torch
-from conftest import HEADS, LAYERS, PATCH, TOKENS, WIDTH, make_visual
+from support import naive_strategies as naive
+from support.models import HEADS, LAYERS, PATCH, TOKENS, WIDTH, make_visual
 from test_masks import BATCH, CASES, by_hand
 from test_pruning import SMALL, TOWERS
 from test_strategies import read
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.budget import gmacs, solve
+from anchorprune.pruning.budget import gmacs, solve
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import StepwiseStrategy, Strategy
-from anchorprune.strategies.evit import EViT
+from anchorprune.strategies.evit import Evit
 from anchorprune.strategies.tome import MergingStrategy
 from anchorprune.tokens import TokenPlan, Tokens, cls_attention
 from anchorprune.towers import Tower, find_tower
@@ -226,15 +226,15 @@ def test_a_mask_stays_with_its_tokens_inside_blocks(strategy: str, case: str, po
 @torch.no_grad()
 def test_a_strategy_is_told_the_sizes_of_tokens_that_were_merged_blocks_ago(images: Tensor) -> None:
     told: dict[float, Tensor | None] = {}
-    plan = EViT.plan
+    plan = Evit.plan
 
-    def listening(self: EViT, tokens: Tokens, keep_patches: int) -> TokenPlan:
+    def listening(self: Evit, tokens: Tokens, keep_patches: int) -> TokenPlan:
         told[tokens.depth * LAYERS] = tokens.sizes
         return plan(self, tokens, keep_patches)
 
     visual = make_visual()
     with (
-        patch.object(EViT, "plan", listening),
+        patch.object(Evit, "plan", listening),
         anchorprune.prune(visual, "evit", prune_layers=(1, 4), keep_patches=(8, 4)),
     ):
         visual(images)

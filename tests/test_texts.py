@@ -10,11 +10,11 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import make_clip
 from open_clip.transformer import TextTransformer
+from support.models import make_clip
 from torch import Tensor, nn
 
-from anchorprune.texts import cached, classifier_key, encode_texts
+from anchorprune.models.texts import cached, classifier_key, encode_texts
 
 CPU = torch.device("cpu")
 TOKENIZER = open_clip.get_tokenizer("ViT-B-32")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOKENS, make_visual
+from support.models import TOKENS, make_visual
 
 import anchorprune
 from anchorprune import UserError
@@ -154,7 +154,7 @@ def test_a_strategy_that_is_broken_is_named_in_one_line(how: str, install: Insta
     install(**package)
     with pytest.raises(UserError, match=says) as error:
         registry()
-    assert str(error.value).startswith(f"strategy {package.get('name', 'theirs')!r} (")
+    assert str(error.value).startswith(f"strategy {package.get('name', 'theirs')!r} of the package theirs (")
     assert "\n" not in str(error.value)
 
 
@@ -163,7 +163,7 @@ def test_the_command_line_prints_that_line_and_exits_with_2(install: Install) ->
     failed = command("eval", "--help", path=path)
     assert failed.returncode == 2, failed.stderr
     (line,) = failed.stderr.splitlines()
-    assert "strategy 'theirs' (theirs:Theirs) cannot be loaded: No module named" in line
+    assert "strategy 'theirs' of the package theirs (theirs:Theirs) cannot be loaded: No module named" in line
 
 
 def test_a_field_that_is_called_like_a_flag_of_eval_is_one_line_too(install: Install) -> None:

@@ -11,9 +11,9 @@ import open_clip
 import pytest
 import timm
 import torch
-from conftest import HEADS, IMAGE_SIZE, LAYERS, make_clip, make_visual
-from libraries import LIBRARIES, hf_vision, in_open_clip, lively, timm_eva, timm_vit
-from test_cli_material import checkpoint, register
+from support.libraries import LIBRARIES, hf_vision, in_open_clip, lively, timm_eva, timm_vit
+from support.material import checkpoint, register
+from support.models import HEADS, IMAGE_SIZE, LAYERS, make_clip, make_visual
 from test_pruning import SMALL
 from torch import Tensor
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
-from conftest import make_visual
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
+from support.models import make_visual
 from torch import Tensor, nn
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.cost import image_tower_flops
+from anchorprune.pruning.cost import image_tower_flops
 
 
 def timm_tower(name: str) -> TimmModel:
     with torch.device("meta"):
         return TimmModel(name, embed_dim=16, pool="avg", proj="linear", pretrained=False)
+
+
+def timm_model(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +33,10 @@ def timm_tower(name: str) -> TimmModel:
         (lambda: timm_tower("resnet10t"), "ResNet of timm: it is convolutional"),
         (lambda: timm_tower("swin_tiny_patch4_window7_224"), "SwinTransformer of timm: it attends within windows"),
         (lambda: timm_tower("vit_small_patch16_18x2_224"), "of timm: its blocks, .* are of a kind"),
-        (lambda: timm_tower("vit_relpos_small_patch16_224"), "of timm: it is no plain vision transformer"),
+        (lambda: timm_tower("vit_relpos_small_patch16_224"), "RelPos of timm: its attention adds a bias of its own"),
+        (lambda: timm_tower("beit_base_patch16_224"), "Beit of timm: its attention adds a bias of its own"),
+        (lambda: timm_model("naflexvit_base_patch16_gap"), "NaFlexVit of timm: its patches come in any number"),
+        (lambda: timm_model("cait_xxs24_224"), "Cait of timm: it is no plain vision transformer"),
         (lambda: nn.Linear(3, 4), "Linear: it is no image tower that anchorprune knows"),
     ],
 )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 
 from anchorprune import UserError
+from anchorprune.datasets.sampling import Batch
 from anchorprune.tasks import zeroshot_classification as ours
 
 
@@ -26,15 +27,20 @@ def predictions(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
     return logits, torch.randint(classes, (n,), generator=generator), draw(st.integers(1, 40))
 
 
-def stream(logits: torch.Tensor, target: torch.Tensor, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(zip(logits.split(batch), target.split(batch), strict=True))
+def batch_of(targets: torch.Tensor, indices: torch.Tensor) -> Batch:
+    return Batch(None, targets, indices, [str(i) for i in indices.tolist()], [])
+
+
+def stream(logits: torch.Tensor, target: torch.Tensor, batch: int) -> list[tuple[torch.Tensor, Batch]]:
+    parts = (whole.split(batch) for whole in (logits, target, torch.arange(len(logits))))
+    return [(out, batch_of(targets, indices)) for out, targets, indices in zip(*parts, strict=True)]
 
 
 def measured(batches: list, classifier: torch.Tensor, *, multilabel: bool) -> dict[str, float]:
     zeroshot = ours.ZeroShot(classifier, multilabel)
-    for features, target in batches:
-        zeroshot.update(features, target)
-    return zeroshot.metrics()
+    for out, batch in batches:
+        zeroshot.update(out, batch)
+    return zeroshot.compute()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn, of classes that do not occur
@@ -97,15 +103,17 @@ def test_loaded_classifiers_are_averaged(tmp_path: Path) -> None:
 def test_a_classifier_that_does_not_fit_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "clf.pt")
     torch.save(torch.randn(6, 3), path)
-    with pytest.raises(UserError, match=r"clf.pt: holds 3 classes .* the data set has 4"):
+    with pytest.raises(UserError, match=r"clf.pt': holds 3 classes .* the data set has 4"):
         ours.load_classifiers([path], 4)
     with pytest.raises(UserError, match="features of width 6, the model's have 8"):
-        ours.ZeroShot(ours.load_classifiers([path], 3), False).update(torch.randn(2, 8), torch.zeros(2).long())
+        ours.ZeroShot(ours.load_classifiers([path], 3), False).update(
+            torch.randn(2, 8), batch_of(torch.zeros(2).long(), torch.arange(2))
+        )
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(UserError, match="must hold one tensor"):
         ours.load_classifiers([path], 4)
     Path(path).write_bytes(b"PK\3\4 not a checkpoint")
-    with pytest.raises(UserError, match=r"clf.pt: is no saved tensor"):
+    with pytest.raises(UserError, match=r"clf.pt': is no saved tensor"):
         ours.load_classifiers([path], 4)
     with pytest.raises(UserError, match="no such file"):
         ours.load_classifiers([str(tmp_path / "gone.pt")], 4)

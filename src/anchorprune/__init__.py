@@ -2,7 +2,7 @@
 
 import anchorprune
 
-with anchorprune.prune(model, "anchor", k_anchors=10, top_m=50) as pruning:
+with anchorprune.prune(model, anchorprune.Coarse(keep_patches=51)) as pruning:
     features = model.encode_image(images)
 print(pruning.tokens_before, pruning.tokens_after, pruning.kept[0])
 """
@@ -13,36 +13,113 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anchorprune.attention import get_vision_attention
+    from anchorprune.datasets.own import OwnDataset
     from anchorprune.errors import UserError
-    from anchorprune.pruning import Pruning, apply_pruning_to_model, prune, restore
+    from anchorprune.evaluation.engine import evaluate, merge
+    from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
+    from anchorprune.evaluation.result import Result
+    from anchorprune.models.base import LoadedModel
+    from anchorprune.pruning.attention import get_vision_attention
+    from anchorprune.pruning.injection import Pruning, apply_pruning_to_model, prune, restore
     from anchorprune.strategies import RECOMMENDED
-    from anchorprune.strategies.anchor import select_tokens_by_pruning
+    from anchorprune.strategies.anchor import Anchor, select_tokens_by_pruning
+    from anchorprune.strategies.base import Strategy
+    from anchorprune.strategies.cls_attention import ClsAttention
+    from anchorprune.strategies.coarse import Coarse
+    from anchorprune.strategies.evit import Evit
+    from anchorprune.strategies.max_min import MaxMin
+    from anchorprune.strategies.pitome import Pitome
+    from anchorprune.strategies.random import Random
+    from anchorprune.strategies.thin import Thin
+    from anchorprune.strategies.tome import Tome
+    from anchorprune.studies.compare import compare
+    from anchorprune.studies.speed import speed
+    from anchorprune.studies.sweep import sweep
+    from anchorprune.studies.tune import tune
+    from anchorprune.tasks.base import Outcomes, Task
+    from anchorprune.tasks.zeroshot_classification import ZeroShotClassification
+    from anchorprune.tokens import TokenPlan, Tokens
 
 __version__ = "0.1.0"
 
-# Imported on first use (PEP 562): `anchorprune --help` must not wait for torch.
+# Imported on first use (PEP 562): `anchorprune --help` must not wait for torch, nor `prune` for data sets and pages.
 _HOME = {
-    "Pruning": "anchorprune.pruning",
+    "Anchor": "anchorprune.strategies.anchor",
+    "ClsAttention": "anchorprune.strategies.cls_attention",
+    "Coarse": "anchorprune.strategies.coarse",
+    "Compute": "anchorprune.evaluation.request",
+    "DataSpec": "anchorprune.evaluation.request",
+    "Evit": "anchorprune.strategies.evit",
+    "LoadedModel": "anchorprune.models.base",
+    "MaxMin": "anchorprune.strategies.max_min",
+    "ModelSpec": "anchorprune.evaluation.request",
+    "Outcomes": "anchorprune.tasks.base",
+    "OwnDataset": "anchorprune.datasets.own",
+    "Pitome": "anchorprune.strategies.pitome",
+    "Pruning": "anchorprune.pruning.injection",
     "RECOMMENDED": "anchorprune.strategies",
+    "Random": "anchorprune.strategies.random",
+    "Request": "anchorprune.evaluation.request",
+    "Result": "anchorprune.evaluation.result",
+    "Strategy": "anchorprune.strategies.base",
+    "Task": "anchorprune.tasks.base",
+    "Thin": "anchorprune.strategies.thin",
+    "TokenPlan": "anchorprune.tokens",
+    "Tokens": "anchorprune.tokens",
+    "Tome": "anchorprune.strategies.tome",
     "UserError": "anchorprune.errors",
-    "apply_pruning_to_model": "anchorprune.pruning",
-    "get_vision_attention": "anchorprune.attention",
-    "prune": "anchorprune.pruning",
-    "restore": "anchorprune.pruning",
+    "ZeroShotClassification": "anchorprune.tasks.zeroshot_classification",
+    "apply_pruning_to_model": "anchorprune.pruning.injection",
+    "compare": "anchorprune.studies.compare",
+    "evaluate": "anchorprune.evaluation.engine",
+    "get_vision_attention": "anchorprune.pruning.attention",
+    "merge": "anchorprune.evaluation.engine",
+    "prune": "anchorprune.pruning.injection",
+    "restore": "anchorprune.pruning.injection",
     "select_tokens_by_pruning": "anchorprune.strategies.anchor",
+    "speed": "anchorprune.studies.speed",
+    "sweep": "anchorprune.studies.sweep",
+    "tune": "anchorprune.studies.tune",
 }
 
 __all__ = [
     "RECOMMENDED",
+    "Anchor",
+    "ClsAttention",
+    "Coarse",
+    "Compute",
+    "DataSpec",
+    "Evit",
+    "LoadedModel",
+    "MaxMin",
+    "ModelSpec",
+    "Outcomes",
+    "OwnDataset",
+    "Pitome",
     "Pruning",
+    "Random",
+    "Request",
+    "Result",
+    "Strategy",
+    "Task",
+    "Thin",
+    "TokenPlan",
+    "Tokens",
+    "Tome",
     "UserError",
+    "ZeroShotClassification",
     "__version__",
     "apply_pruning_to_model",
+    "compare",
+    "evaluate",
     "get_vision_attention",
+    "merge",
     "prune",
     "restore",
     "select_tokens_by_pruning",
+    "speed",
+    "sweep",
+    "tune",
 ]
 
 
@@ -50,3 +127,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

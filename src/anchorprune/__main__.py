@@ -1,7 +1,8 @@
-"""`python -m anchorprune`."""
+"""`python -m anchorprune`: the command line."""
 
 import sys
 
-from anchorprune.cli import main
+from anchorprune.commands import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

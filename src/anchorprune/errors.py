@@ -15,16 +15,25 @@ class UserError(ValueError):
 
 
 class FieldError(UserError):
-    """A field of a strategy, or the flag of the same name, has a value that it cannot have."""
+    """A field of a strategy, a task or a request, or the flag of the same name, has a value that it cannot have."""
 
-    def __init__(self, field: str, value: object, fix: str) -> None:
+    def __init__(self, field: str, value: object, fix: str, *, typed: str | None = None) -> None:
+        """`typed`: the fix for somebody who typed a flag, where it names fields."""
         super().__init__(f"{field}={value!r}: {fix}")
-        self.field, self.value, self.fix = field, value, fix
+        self.field, self.value, self.fix, self.typed = field, value, fix, typed or fix
 
     def as_flag(self) -> str:
         """The same sentence for somebody who typed a flag."""
         value = " ".join(map(str, self.value)) if isinstance(self.value, (tuple, list)) else self.value
-        return f"--{self.field} {value}: {self.fix}"
+        return f"--{self.field} {value}: {self.typed}"
+
+
+class FieldWarning(UserWarning):
+    """A warning that names fields; the command line says `typed` instead, which names flags."""
+
+    def __init__(self, text: str, typed: str) -> None:
+        super().__init__(text)
+        self.typed = typed
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

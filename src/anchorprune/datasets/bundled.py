@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
-from anchorprune import demo
-from anchorprune.datasets import EvalDataset
+from anchorprune import bundled
+from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.wds import open_wds
-from anchorprune.errors import UserError
+from anchorprune.errors import FieldError
 
 
-def open_bundled(*, split: str, transform: Callable[[Any], Any]) -> EvalDataset:
-    """The bundled photographs, with their class names and templates.
+class Bundled(Source):
+    """The bundled photographs, with their class names and templates; their one split is `test`."""
 
-    Raises:
-        UserError: they are missing from this installation, or the split is not `test`, which is all there is.
-    """
-    if not demo.PHOTOS.is_dir():
-        raise UserError(f"--dataset {demo.TAG}: the folder {demo.PHOTOS} is missing from this installation")
-    return open_wds(demo.TAG, root=str(demo.PHOTOS), split=split, transform=transform, cache_dir=None)
+    name: ClassVar[str] = "bundled"
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        return name == cls.name
+
+    @classmethod
+    def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
+        if not bundled.PHOTOS.is_dir():
+            raise FieldError("dataset", bundled.TAG, f"the folder {bundled.PHOTOS} is missing from this installation")
+        return open_wds(bundled.TAG, root=str(bundled.PHOTOS), split=spec.split, transform=transform, cache_dir=None)

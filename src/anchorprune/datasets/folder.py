@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from anchorprune.datasets import EvalDataset
+from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.images import decode, one_line
 from anchorprune.datasets.prompts import GENERAL_TEMPLATES, check_templates
 from anchorprune.datasets.sampling import BadImage
-from anchorprune.errors import UserError, did_you_mean
+from anchorprune.errors import FieldError, UserError, did_you_mean
 
 EXTENSIONS = (".webp", ".png", ".jpg", ".jpeg", ".bmp")
 
@@ -21,7 +20,7 @@ _SPLITS = {"train", "val", "valid", "validation", "test"}
 class FolderItems:
     """`items[i] -> (transform(image), class index)`, decoded on demand."""
 
-    def __init__(self, files: list[tuple[Path, int]], transform: Callable[[Any], Any]) -> None:
+    def __init__(self, files: list[tuple[Path, int]], transform: Transform) -> None:
         self.files, self.transform = files, transform
 
     def __len__(self) -> int:
@@ -36,7 +35,17 @@ class FolderItems:
         return self.transform(decode(data, str(path))), target
 
 
-def open_folder(name: str, *, split: str, transform: Callable[[Any], Any]) -> EvalDataset:
+class Folder(Source):
+    """`folder:PATH`."""
+
+    name: ClassVar[str] = "folder"
+
+    @classmethod
+    def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
+        return open_folder(spec.name, split=spec.split, transform=transform)
+
+
+def open_folder(name: str, *, split: str, transform: Transform) -> EvalDataset:
     """The images below `PATH/SPLIT` if that holds subfolders, else below `PATH`, where name is `folder:PATH`.
 
     A class is a subfolder, in sorted order; its name is the folder's with `_` as spaces, or what
@@ -48,22 +57,23 @@ def open_folder(name: str, *, split: str, transform: Callable[[Any], Any]) -> Ev
     """
     path = Path(name.removeprefix("folder:")).expanduser()
     if name == "folder:" or not path.is_dir():
-        raise UserError(f"--dataset {name}: no such folder; give folder:PATH with one subfolder of images a class.")
+        raise FieldError("dataset", name, "no such folder; give folder:PATH with one subfolder of images a class.")
     top = path / split if _subfolders(path / split) else path
     folders = _subfolders(top)
     if not folders:
-        raise UserError(f"--dataset {name}: {top} has no subfolders; make one subfolder of images a class.")
+        raise FieldError("dataset", name, f"{top} has no subfolders; make one subfolder of images a class.")
     if top == path and set(folders) <= _SPLITS:
-        raise UserError(
-            f"--split {split}: {path} has the splits {', '.join(folders)} only.{did_you_mean(split, folders)}"
+        raise FieldError(
+            "split", split, f"{path} has the splits {', '.join(folders)} only.{did_you_mean(split, folders)}"
         )
     files = []
     for target, folder in enumerate(folders):
         found = _images(top / folder)
         if not found:
-            raise UserError(
-                f"--dataset {name}: {top / folder} holds no image ({', '.join(EXTENSIONS)}); "
-                "add some or remove the folder."
+            raise FieldError(
+                "dataset",
+                name,
+                f"{top / folder} holds no image ({', '.join(EXTENSIONS)}); add some or remove the folder.",
             )
         files += [(file, target) for file in found]
     return EvalDataset(

@@ -121,3 +121,13 @@ def known_names() -> list[str]:
     """Every name that `--dataset` may be, except `wds/…`, `tfds/…`, `folder:…` and list files."""
     vtab = {name for name in _VTAB + _VTAB_PLUS if name.startswith("vtab/")}
     return sorted({"bundled", *ZOO, *_SUGAR_CREPE, *COLLECTIONS, *vtab})
+
+
+def default_task(name: str) -> str:
+    """The task that `--task auto` means for a data set, as upstream's `get_dataset_default_task`."""
+    short = name.removeprefix("wds/")
+    if short in RETRIEVAL:
+        return "zeroshot_retrieval"
+    if short.startswith("sugar_crepe") or short == "winoground":
+        return "image_caption_selection"
+    return "zeroshot_classification"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anchorprune.errors import UserError, did_you_mean
+from anchorprune.errors import FieldError, UserError, did_you_mean
 
 Templates = list[str] | dict[str, list[str]]
 
@@ -24,16 +24,16 @@ def custom_classes(file: str, name: str) -> list[str]:
 
     Raises UserError where the file cannot be read, has another shape, or has no such key.
     """
-    flag = "--custom_classname_file"
+    flag = "custom_classname_file"
     content = _read(flag, file)
     key = next((key for key in _lookup_keys(name) if key in content), None)
     if key is None:
         wanted = _lookup_keys(name)[-1]
-        raise UserError(
-            f"{flag} {file}: has no class names for {name!r}; add the key {wanted!r}.{did_you_mean(wanted, content)}"
+        raise FieldError(
+            flag, file, f"has no class names for {name!r}; add the key {wanted!r}.{did_you_mean(wanted, content)}"
         )
     if not _is_texts(content[key]):
-        raise UserError(f"{flag} {file}: {key!r} must be a list of class names, each a non-empty text.")
+        raise FieldError(flag, file, f"{key!r} must be a list of class names, each a non-empty text.")
     return list(content[key])
 
 
@@ -44,24 +44,27 @@ def custom_templates(file: str, name: str) -> Templates:
 
     Raises UserError where the file cannot be read, has another shape, or has neither key.
     """
-    flag = "--custom_template_file"
+    flag = "custom_template_file"
     content = _read(flag, file)
     key = next((key for key in [*_lookup_keys(name), _FALLBACK] if key in content), None)
     if key is None:
         wanted = _lookup_keys(name)[-1]
-        raise UserError(
-            f"{flag} {file}: has no templates for {name!r}; add the key {wanted!r}, or {_FALLBACK!r} for all."
-            f"{did_you_mean(wanted, content)}"
+        raise FieldError(
+            flag,
+            file,
+            f"has no templates for {name!r}; add the key {wanted!r}, or {_FALLBACK!r} for all."
+            f"{did_you_mean(wanted, content)}",
         )
     value = content[key]
     if isinstance(value, dict) and value and all(_is_texts(prompts) for prompts in value.values()):
         return {str(label): list(prompts) for label, prompts in value.items()}
     if not _is_texts(value):
-        raise UserError(
-            f"{flag} {file}: {key!r} must be a list of templates with {{c}}, "
-            "or a dict from class name to a list of prompts."
+        raise FieldError(
+            flag,
+            file,
+            f"{key!r} must be a list of templates with {{c}}, or a dict from class name to a list of prompts.",
         )
-    return check_templates(list(value), f"{flag} {file}: {key!r}")
+    return check_templates(list(value), f"{file}: {key!r}")
 
 
 def check_templates(templates: list[str], source: str) -> list[str]:
@@ -82,7 +85,7 @@ def check_prompts(name: str, classes: list[str] | None, templates: Templates | N
         for label in classes:
             if label not in templates:
                 raise UserError(
-                    f"--custom_template_file: has no prompts for the class {label!r} of {name!r}; "
+                    f"custom_template_file: has no prompts for the class {label!r} of {name!r}; "
                     f"give every class some.{did_you_mean(label, templates)}"
                 )
 
@@ -115,7 +118,7 @@ def resolve(flag: str, file: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / file).is_file():
             return Path(folder) / file
-    raise UserError(f"{flag} {file}: no such file; give the path of a JSON file, or of one in clip-benchmark.")
+    raise FieldError(flag, file, "no such file; give the path of a JSON file, or of one in clip-benchmark.")
 
 
 def _read(flag: str, file: str) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def _read(flag: str, file: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        raise UserError(f"{flag} {file}: cannot be read as JSON ({err}).") from err
+        raise FieldError(flag, file, f"cannot be read as JSON ({err}).") from err
     if not isinstance(content, dict):
-        raise UserError(f"{flag} {file}: must hold one JSON object whose keys are data set names.")
+        raise FieldError(flag, file, "must hold one JSON object whose keys are data set names.")
     return content

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from anchorprune.datasets.images import one_line
-from anchorprune.errors import UserError
-from anchorprune.results import user_cache
+from anchorprune.errors import FieldError, UserError
+from anchorprune.files import user_cache
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20  # bytes
@@ -37,12 +37,12 @@ def web_folders(root: str) -> tuple[str, str]:
         return root, root
     page = re.fullmatch(r"([^/]+/[^/]+)(?:/tree/(.+))?", root.removeprefix(_HUGGING_FACE))
     if page is None:
-        raise UserError(f"--dataset_root {root}: must look like {_HUGGING_FACE}USER/REPO/tree/BRANCH.")
+        raise FieldError("dataset_root", root, f"must look like {_HUGGING_FACE}USER/REPO/tree/BRANCH.")
     repo, branch = page[1], page[2] or "main"
     return f"{_HUGGING_FACE}{repo}/raw/{branch}", f"{_HUGGING_FACE}{repo}/resolve/{branch}"
 
 
-class Source:
+class Files:
     """The files of one data set root: `fetch` gives a local path for each."""
 
     def __init__(self, root: str, cache_dir: str | None) -> None:
@@ -83,7 +83,7 @@ class Source:
             if not found and name.count("/") == 0:
                 absent.touch()
         except OSError as err:
-            raise UserError(f"--wds_cache_dir {self._cache}: cannot be written ({one_line(err)}).") from err
+            raise FieldError("wds_cache_dir", self._cache, f"cannot be written ({one_line(err)}).") from err
         return path if found else None
 
     def read_text(self, name: str) -> str | None:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anchorprune.errors import UserError
+from anchorprune.errors import FieldError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
 
-    from anchorprune.datasets import EvalDataset
+    from anchorprune.datasets.base import EvalDataset
 
 
 class BadImage(Exception):
@@ -24,13 +24,18 @@ class BadImage(Exception):
 class Batch:
     """Some consecutive samples, bad ones taken out.
 
-    images   float [B, 3, H, W], or None where no image of the batch could be read (B = 0)
-    targets  long [B], or float [B, C] for multi-label data
-    bad      (key, reason) of every image that could not be read, in order
+    Attributes:
+        images: float [B, 3, H, W], or None where no image of the batch could be read (B = 0).
+        targets: long [B], or float [B, C] for multi-label data.
+        indices: long [B], which samples of the data set these are.
+        keys: what they are called.
+        bad: (key, reason) of every image that could not be read, in order.
     """
 
     images: Tensor | None
     targets: Tensor
+    indices: Tensor
+    keys: list[str]
     bad: list[tuple[str, str]]
 
 
@@ -44,7 +49,7 @@ def choose(keys: Sequence[str], limit: int | None, seed: int) -> list[int]:
     Raises UserError for a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: give a number of samples from 1 up, or leave it out for all of them.")
+        raise FieldError("limit", limit, "give a number of samples from 1 up, or leave it out for all of them.")
     if limit is None or limit >= len(keys):
         return list(range(len(keys)))
 
@@ -68,24 +73,25 @@ class _Chosen:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Any] | tuple[str, BadImage]:
+    def __getitem__(self, position: int) -> tuple[int, Any, Any]:
         try:
             image, target = self.items[self.indices[position]]
         except BadImage as err:
-            return self.keys[position], err
-        return image, target
+            return position, None, err
+        return position, image, target
 
-    def collate(self, samples: list[tuple[Any, Any]]) -> Batch:
+    def collate(self, samples: list[tuple[int, Any, Any]]) -> Batch:
         import torch
 
-        bad = [(key, str(err)) for key, err in samples if isinstance(err, BadImage)]
-        good = [sample for sample in samples if not isinstance(sample[1], BadImage)]
-        images = torch.stack([image for image, _ in good]) if good else None
+        bad = [(self.keys[i], str(err)) for i, _, err in samples if isinstance(err, BadImage)]
+        good = [sample for sample in samples if not isinstance(sample[2], BadImage)]
+        images = torch.stack([image for _, image, _ in good]) if good else None
         if self.multilabel and good:
-            targets = torch.stack([torch.as_tensor(target, dtype=torch.float32) for _, target in good])
+            targets = torch.stack([torch.as_tensor(target, dtype=torch.float32) for _, _, target in good])
         else:
-            targets = torch.tensor([int(target) for _, target in good], dtype=torch.long)
-        return Batch(images, targets, bad)
+            targets = torch.tensor([int(target) for _, _, target in good], dtype=torch.long)
+        indices = torch.tensor([self.indices[i] for i, _, _ in good], dtype=torch.long)
+        return Batch(images, targets, indices, [self.keys[i] for i, _, _ in good], bad)
 
 
 def loader(dataset: EvalDataset, indices: Sequence[int], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
@@ -100,9 +106,9 @@ def loader(dataset: EvalDataset, indices: Sequence[int], *, batch_size: int, num
     from torch.utils.data import DataLoader
 
     if batch_size < 1:
-        raise UserError(f"--batch_size {batch_size}: give a number of images from 1 up.")
+        raise FieldError("batch_size", batch_size, "give a number of images from 1 up.")
     if num_workers < 0:
-        raise UserError(f"--num_workers {num_workers}: give 0 (no worker processes) or more.")
+        raise FieldError("num_workers", num_workers, "give 0 (no worker processes) or more.")
     chosen = _Chosen(dataset, indices)
     batches = -(-len(chosen) // batch_size)
     return DataLoader(

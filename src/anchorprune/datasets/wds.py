@@ -15,16 +15,16 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
-from anchorprune.datasets import EvalDataset
+from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.images import decode, one_line
 from anchorprune.datasets.prompts import check_templates
-from anchorprune.datasets.remote import Source
+from anchorprune.datasets.remote import Files
 from anchorprune.datasets.sampling import BadImage
-from anchorprune.errors import UserError, did_you_mean
+from anchorprune.errors import FieldError, UserError, did_you_mean
 
 # In upstream's order of preference, should a sample have several.
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
@@ -41,7 +41,7 @@ Span = tuple[int, int]  # offset and size in the tar, bytes
 class WdsItems:
     """`items[i] -> (transform(image), target)`, read from the tars on demand."""
 
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, transform: Transform) -> None:
         self.transform = transform
         self.tars: list[Path] = []
         self.keys: list[str] = []
@@ -73,9 +73,26 @@ class WdsItems:
         return self.transform(decode(data, source)), self.targets[index]
 
 
-def open_wds(
-    name: str, *, root: str, split: str, transform: Callable[[Any], Any], cache_dir: str | None
-) -> EvalDataset:
+class Wds(Source):
+    """`wds/NAME`."""
+
+    name: ClassVar[str] = "wds"
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        return name.startswith("wds/")
+
+    @classmethod
+    def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
+        return open_wds(spec.name, root=spec.root, split=spec.split, transform=transform, cache_dir=spec.cache_dir)
+
+    @classmethod
+    def check(cls, spec: DataSpec, task: str) -> None:
+        if "://" not in spec.root:
+            super().check(spec, task)
+
+
+def open_wds(name: str, *, root: str, split: str, transform: Transform, cache_dir: str | None) -> EvalDataset:
     """The split of the webdataset at `root`, a folder or an http(s) URL (also a Hugging Face data set page).
 
     Keys are `0.tar/KEY`. `classes` and `templates` are None where their files are missing; targets are ints, or
@@ -83,7 +100,7 @@ def open_wds(
 
     Raises UserError for missing, damaged or contradictory files, and for retrieval data sets.
     """
-    source = Source(root, cache_dir)
+    source = Files(root, cache_dir)
     count = _shard_count(source, name, split)
     multilabel = _is_multilabel(source, name)
     classes = _lines(source, "classnames.txt")
@@ -100,28 +117,28 @@ def open_wds(
             )
         items.add(tar, f"{shard}.tar", multilabel)
     if not items.keys:
-        raise UserError(f"--dataset {name}: the {count} tars of {source.where(split)} hold no image with a label.")
+        raise FieldError("dataset", name, f"the {count} tars of {source.where(split)} hold no image with a label.")
     return EvalDataset(name, items, items.keys, classes, templates, multilabel, items.targets)
 
 
-def _shard_count(source: Source, name: str, split: str) -> int:
+def _shard_count(source: Files, name: str, split: str) -> int:
     if source.folder is not None and not source.folder.is_dir():
-        raise UserError(f"--dataset_root {source.root}: no such folder; {name} needs one with {split}/0.tar in it.")
+        raise FieldError("dataset_root", source.root, f"no such folder; {name} needs one with {split}/0.tar in it.")
     where = source.where(f"{split}/nshards.txt")
     text = source.read_text(f"{split}/nshards.txt")
     if text is None:
         splits = [] if source.folder is None else sorted(p.parent.name for p in source.folder.glob("*/nshards.txt"))
         hint = f" Splits here: {', '.join(splits)}." if splits else ""
-        raise UserError(f"--split {split}: there is no {where}.{hint}{did_you_mean(split, splits)}")
+        raise FieldError("split", split, f"there is no {where}.{hint}{did_you_mean(split, splits)}")
     if not text.strip().isdecimal() or int(text) < 1:
         raise UserError(f"{where}: must hold the number of tars, 1 or more, not {text.strip()[:40]!r}.")
     return int(text)
 
 
-def _is_multilabel(source: Source, name: str) -> bool:
+def _is_multilabel(source: Files, name: str) -> bool:
     kind = (source.read_text("dataset_type.txt") or "classification").strip().lower()
     if kind == "retrieval":
-        raise UserError(f"--dataset {name}: is a retrieval data set, which anchorprune cannot evaluate yet.")
+        raise FieldError("dataset", name, "is a retrieval data set, which anchorprune cannot evaluate yet.")
     known = ("classification", "multilabel", "retrieval")
     if kind not in known:
         where, hint = source.where("dataset_type.txt"), did_you_mean(kind, known)
@@ -129,7 +146,7 @@ def _is_multilabel(source: Source, name: str) -> bool:
     return kind == "multilabel"
 
 
-def _lines(source: Source, name: str) -> list[str] | None:
+def _lines(source: Files, name: str) -> list[str] | None:
     text = source.read_text(name)
     if text is None:
         return None

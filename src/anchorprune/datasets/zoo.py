@@ -12,16 +12,16 @@ import pickle
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-from anchorprune.datasets import EvalDataset, default_task, prompts
+from anchorprune.datasets import prompts
+from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.images import one_line
-from anchorprune.datasets.names import known_names
+from anchorprune.datasets.names import default_task, known_names
 from anchorprune.datasets.sampling import BadImage
-from anchorprune.errors import UserError, did_you_mean
+from anchorprune.errors import FieldError, UserError, did_you_mean
 
 _MULTILABEL = frozenset({"voc2007_multilabel"})
 
@@ -60,12 +60,41 @@ class ZooItems:
         return image, int(target)
 
 
+class Zoo(Source):
+    """What clip-benchmark knows, and whatever nobody else claims."""
+
+    name: ClassVar[str] = "zoo"
+    reads_custom_files: ClassVar[bool] = True
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        return False
+
+    @classmethod
+    def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
+        return open_zoo(
+            spec.name,
+            root=spec.root,
+            split=spec.split,
+            transform=transform,
+            task=task,
+            language=spec.language,
+            annotation_file=spec.annotation_file,
+            custom_classname_file=spec.classnames,
+            custom_template_file=spec.templates,
+        )
+
+    @classmethod
+    def check(cls, spec: DataSpec, task: str) -> None:
+        check_name(spec.name)
+
+
 def open_zoo(
     name: str,
     *,
     root: str,
     split: str,
-    transform: Callable[[Any], Any],
+    transform: Transform,
     task: str,
     language: str,
     annotation_file: str,
@@ -89,9 +118,11 @@ def open_zoo(
     builder = _builder()
     languages = _languages(Path(str(builder.__file__)).parent)
     if language not in languages and not custom_template_file and name != "babel_imagenet":
-        raise UserError(
-            f"--language {language}: clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
-            f"give --custom_template_file.{did_you_mean(language, languages)}"
+        raise FieldError(
+            "language",
+            language,
+            f"clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
+            f"give --custom_template_file.{did_you_mean(language, languages)}",
         )
     try:
         # upstream prints what it downloads; standard output is for results
@@ -128,18 +159,22 @@ def open_zoo(
 def check_name(name: str) -> None:
     """UserError for names that upstream does not know, and for kinds that are not there yet."""
     if name.startswith(("vtab/", "tfds/")):
-        raise UserError(
-            f"--dataset {name}: vtab/ and tfds/ data sets are streams without a length, which anchorprune cannot "
-            "evaluate yet; export it with clip_benchmark_export_wds and use wds/."
+        raise FieldError(
+            "dataset",
+            name,
+            "vtab/ and tfds/ data sets are streams without a length, which anchorprune cannot "
+            "evaluate yet; export it with clip_benchmark_export_wds and use wds/.",
         )
     known = known_names()
     if name not in known:
-        raise UserError(
-            f"--dataset {name}: neither a data set that clip-benchmark knows nor a list file; your own images are "
-            f"folder:PATH, webdatasets wds/NAME.{did_you_mean(name, known)}"
+        raise FieldError(
+            "dataset",
+            name,
+            f"neither a data set that clip-benchmark knows nor a list file; your own images are "
+            f"folder:PATH, webdatasets wds/NAME.{did_you_mean(name, known)}",
         )
     if default_task(name) != "zeroshot_classification":
-        raise UserError(f"--dataset {name}: has captions instead of classes, which anchorprune cannot evaluate yet.")
+        raise FieldError("dataset", name, "has captions instead of classes, which anchorprune cannot evaluate yet.")
 
 
 def _builder() -> ModuleType:
@@ -165,23 +200,25 @@ def _explain(
 ) -> UserError | None:
     """The sentence for what upstream raised while building, or None where it looks like a bug."""
     if isinstance(err, AssertionError) and "split" in str(err):
-        return UserError(f"--split {split}: {one_line(err)}.")
+        return FieldError("split", split, f"{one_line(err)}.")
     if isinstance(err, ImportError):
         module = err.name or one_line(err)
-        return UserError(f"--dataset {name}: needs the Python package {module!r}; pip install {module}.")
+        return FieldError("dataset", name, f"needs the Python package {module!r}; pip install {module}.")
     if isinstance(err, KeyError) or (isinstance(err, TypeError) and not language_known):
-        return UserError(
-            f"--language {language}: clip-benchmark has no class names for {name} in it ({one_line(err)}); use en."
+        return FieldError(
+            "language", language, f"clip-benchmark has no class names for {name} in it ({one_line(err)}); use en."
         )
     if isinstance(err, SystemExit):
-        return UserError(
-            f"--dataset {name}: clip-benchmark needs the kaggle or gdown command to download it to {root}."
+        return FieldError(
+            "dataset", name, f"clip-benchmark needs the kaggle or gdown command to download it to {root}."
         )
     if isinstance(err, TypeError):
         return None
-    return UserError(
-        f"--dataset {name}: is not in {root} and could not be downloaded or read ({one_line(err)}); "
-        "check --dataset_root and the network."
+    return FieldError(
+        "dataset",
+        name,
+        f"is not in {root} and could not be downloaded or read ({one_line(err)}); "
+        "check --dataset_root and the network.",
     )
 
 

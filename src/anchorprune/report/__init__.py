@@ -1,4 +1,4 @@
-"""What a person reads: the table, the accuracy-against-compute chart, pictures of kept tokens, one offline page.
+"""What a person reads: the tables, the charts, pictures of kept tokens, and the offline pages that hold them.
 
-Nothing here knows the demo or needs torch: it takes results (`anchorprune.results`), Pillow images and numbers.
+Nothing here needs torch or knows the commands: it takes results (`anchorprune.evaluation`), Pillow images and numbers.
 """

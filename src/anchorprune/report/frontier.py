@@ -26,12 +26,13 @@ class Measured:
         flags: the rest of what identifies it, such as "--r 13"; may be empty.
         gmacs: multiply-adds of one image in the image tower, in billions, selection included.
         images_per_second: of the image tower; None where nothing was timed.
-        accuracy, low, high: top-1 with its 95 % interval; of several draws the mean.
+        accuracy, low, high: the metric with its 95 % interval; of several draws the mean.
         difference, difference_low, difference_high: accuracy minus the unpruned one on the same images, with its
             95 % interval; None for the unpruned model and where there is none.
         p_value: of McNemar's test against the unpruned model; None where there is none.
         draws: how many random draws the accuracy is the mean of; 1 for one evaluation.
         command: what to type to get this result.
+        metric: what `accuracy` is, as results name it; the same for all that stand in one table.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Measured:
     p_value: float | None = None
     draws: int = 1
     command: str = ""
+    metric: str = "acc1"
 
     @property
     def title(self) -> str:
@@ -122,13 +124,19 @@ def places(points: Sequence[Measured]) -> list[str]:
     return [words[i in by_gmacs, i in by_speed] for i in range(len(points))]
 
 
-COLUMNS = (
-    "strategy", "acc1 %", "95 % interval", "points to unpruned", "p", "GMACs", "images/s", "speed-up", "frontier",
-)  # fmt: skip
+def metric(points: Sequence[Measured]) -> str:
+    """What the accuracies are, as results name it."""
+    return points[0].metric if points else "acc1"
+
+
+def columns(points: Sequence[Measured]) -> list[str]:
+    """The heads of the table."""
+    value = f"{metric(points)} %"
+    return ["strategy", value, "95 % interval", "points to unpruned", "p", "GMACs", "images/s", "speed-up", "frontier"]
 
 
 def cells(point: Measured, dense: Measured | None, place: str) -> list[str]:
-    """The point under `COLUMNS` without the first, as plain text; `place` is one of `places`."""
+    """The point under `columns` without the first, as plain text; `place` is one of `places`."""
     faster = speed_up(point, dense)
     return [
         f"{100 * point.accuracy:.2f}",
@@ -175,7 +183,7 @@ def as_text(points: Sequence[Measured]) -> str:
     order = in_order(points)
     names = [" ".join(part for part in (points[i].name, points[i].detail) if part) for i in order]
     lines = [[name, *cells(points[i], dense, marks[i])] for name, i in zip(names, order, strict=True)]
-    text = aligned([COLUMNS, *lines])
+    text = aligned([columns(points), *lines])
     if not numbers:
         return text
     listed = [
@@ -197,15 +205,15 @@ def rows(points: Sequence[Measured]) -> list[dict[str, Any]]:
     Shares are 0 … 1 and unrounded, None is what is not known, `frontier` is one of `places`, `speed_up` is against
     the unpruned model among `points`.
     """
-    dense, marks = unpruned(points), places(points)
+    dense, marks, value = unpruned(points), places(points), metric(points)
     return [
         {
             "strategy": points[i].name,
             "flags": points[i].flags,
             "draws": points[i].draws,
-            "acc1": points[i].accuracy,
-            "acc1_low": points[i].low,
-            "acc1_high": points[i].high,
+            value: points[i].accuracy,
+            f"{value}_low": points[i].low,
+            f"{value}_high": points[i].high,
             "difference": points[i].difference,
             "difference_low": points[i].difference_low,
             "difference_high": points[i].difference_high,

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 
-from anchorprune.report import page, scatter
+from anchorprune.report import sweep_chart
 from anchorprune.report.frontier import (
-    COLUMNS,
     Cost,
     Measured,
     cells,
+    columns,
     in_order,
+    metric,
     numbered,
     places,
     signed,
     speed_up,
     unpruned,
 )
-from anchorprune.report.table import html_table, times, unbroken
+from anchorprune.report.table import times
+from anchorprune.report.templating import html
 
 MARGIN = 0.01  # what may be lost for a pruning to count as nearly free: one point
 
 
 def render(points: Sequence[Measured], *, title: str, facts: Mapping[str, str], command: str) -> str:
-    """The page as one HTML document, offline and without scripts; all text is plain text and escaped here.
+    """The page as one HTML document, offline and without scripts; all text is plain text.
 
     Args:
         points: the unpruned model among them, which savings and speed-ups are relative to; at least one.
@@ -36,20 +37,26 @@ def render(points: Sequence[Measured], *, title: str, facts: Mapping[str, str], 
         ValueError: no points.
     """
     numbers, marks, dense = numbered(points), places(points), unpruned(points)
-    lines = [(points[i].name, points[i].detail, cells(points[i], dense, marks[i])) for i in in_order(points)]
-    return page.document(
-        headline(points),
-        title,
-        findings(points),
-        [
-            page.section("Accuracy against cost", _charts(points, numbers)),
-            page.section("Configurations that nothing beats", page.notes([ABOUT_FRONTIER], ""), _commands(points)),
-            page.section(
-                "All configurations", html_table(COLUMNS, lines, "Accuracy and cost, by GMACs"), page.notes(NOTES)
-            ),
-            page.section("How it was measured", page.measuring(facts, command)),
-        ],
+    return html(
+        "sweep.html",
+        title=headline(points),
+        kicker=title,
+        findings=findings(points),
+        charts=_charts(points, numbers),
+        caption=CAPTION,
+        about=ABOUT_FRONTIER,
+        best=[(number, points[i], marks[i].replace("both", "GMACs and images/s")) for i, number in numbers.items()],
+        columns=columns(points),
+        lines=[(points[i].name, points[i].detail, cells(points[i], dense, marks[i])) for i in in_order(points)],
+        notes=[about_metric(metric(points)) + NOTES],
+        facts=facts,
+        command=command,
     )
+
+
+def about_metric(name: str) -> str:
+    """The sentence below the table on what its accuracies are."""
+    return f"{name} is top-1 accuracy with its 95 % interval. " if name == "acc1" else f"{name} has its 95 % interval. "
 
 
 ABOUT_FRONTIER = (
@@ -62,10 +69,10 @@ CAPTION = (
     "aside. Lines connect the points of one strategy; the step line is the frontier."
 )
 NOTES = (
-    "acc1 is top-1 accuracy with its 95 % interval. Points to unpruned are percentage points on the same images, with "
-    "their 95 % interval; p is of McNemar's test of that difference, each for itself, not corrected for the number of "
-    "configurations. The speed-up is in images/s, against the unpruned model of the same run. The best of many looks "
-    "better than it is: confirm a choice on images that did not choose it.",
+    "Points to unpruned are percentage points on the same images, with their 95 % interval; p is of McNemar's test of "
+    "that difference, each for itself, not corrected for the number of configurations. The speed-up is in images/s, "
+    "against the unpruned model of the same run. The best of many looks better than it is: confirm a choice on images "
+    "that did not choose it."
 )
 
 
@@ -170,30 +177,16 @@ def _accuracy(point: Measured) -> str:
     return f"{100 * point.accuracy:.1f} %{draws}"
 
 
-def _charts(points: Sequence[Measured], numbers: Mapping[int, int]) -> str:
-    timed = any(point.images_per_second is not None for point in points)
-    costs: list[Cost] = ["gmacs", "images_per_second"] if timed else ["gmacs"]
-    headings = {"gmacs": "Against compute", "images_per_second": "Against measured speed"}
-    drawn = []
-    for cost in costs:
-        wide = scatter.svg(points, cost, numbers, f"{cost}-wide", "wide", 880, 470)
-        narrow = scatter.svg(points, cost, numbers, f"{cost}-narrow", "narrow", 343, 440)
-        drawn.append(
-            f'<div class="plot">\n<h3>{headings[cost]}</h3>\n{wide}\n{narrow}\n{scatter.legend(points)}\n</div>'
+def _charts(points: Sequence[Measured], numbers: Mapping[int, int]) -> list[tuple[str, str, str]]:
+    """For each cost that is known: a heading, and the chart for a wide and for a narrow screen."""
+    headings: dict[Cost, str] = {"gmacs": "Against compute"}
+    if any(point.images_per_second is not None for point in points):
+        headings["images_per_second"] = "Against measured speed"
+    return [
+        (
+            heading,
+            sweep_chart.svg(points, cost, numbers, f"{cost}-wide"),
+            sweep_chart.svg(points, cost, numbers, f"{cost}-narrow", 343, 420),
         )
-    caption = html.escape(CAPTION)
-    return (
-        '<figure>\n<div class="charts">\n' + "\n".join(drawn) + f"\n</div>\n<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _commands(points: Sequence[Measured]) -> str:
-    marks = places(points)
-    items = "\n".join(
-        f'<li value="{number}"><strong>{html.escape(points[i].name)}</strong> '
-        f"{unbroken(html.escape(points[i].detail))} "
-        f'<span class="note">{html.escape("by " + marks[i].replace("both", "GMACs and images/s"))}</span>'
-        f"{page.code(points[i].command)}</li>"
-        for i, number in numbered(points).items()
-    )
-    return f'<ol class="commands">\n{items}\n</ol>'
+        for cost, heading in headings.items()
+    ]

@@ -1,15 +1,14 @@
-"""Results as rows of one table: for the terminal and for the page."""
+"""Results as rows of one table, for the terminal and for the page."""
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from anchorprune.report.stats import wilson
+from anchorprune.evaluation.statistics import wilson
+from anchorprune.strategies import registry
 
 MISSING = "–"
 
@@ -90,18 +89,25 @@ def row(
     return Row(
         name=name,
         detail=detail,
-        block=pruning.get("prune_layer") or next(iter(pruning.get("prune_layers") or ()), None),
+        block=_first_block(pruning),
         accuracy=accuracy,
         low=low,
         high=high,
         draws=draws,
         samples=first["n_samples"],
-        tokens=pruning.get("tokens_after", all_tokens),
+        tokens=pruning.get("measured", {}).get("tokens_after", all_tokens),
         all_tokens=all_tokens,
         gmacs=first["cost"]["gmacs"],
         images_per_second=timing.images_per_second if timing else None,
         speed_up=median(timing.ratios) if timing else None,
     )
+
+
+def _first_block(pruning: Mapping[str, Any]) -> int | None:
+    """The block that a strategy acts in first, where a field of it says so."""
+    strategy = registry().get(str(pruning.get("strategy")))
+    layers = pruning.get(strategy.layer_field) if strategy and strategy.layer_field else None
+    return layers[0] if isinstance(layers, list) and layers else layers or None
 
 
 COLUMNS = ("tokens kept by", "before block", "top-1", "95 % interval", "tokens", "GMACs", "images/s", "speed-up")
@@ -136,44 +142,6 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
-
-
-def as_html(rows: Sequence[Row], caption: str) -> str:
-    """The table for the page."""
-    return html_table(COLUMNS, [(row.name, row.detail, cells(row)[1:]) for row in rows], caption)
-
-
-Line = tuple[str, str, Sequence[str]]  # name, what is said below it, and the other cells
-
-
-def html_table(columns: Sequence[str], lines: Sequence[Line], caption: str) -> str:
-    """A table in a box of its own that scrolls sideways where it has to.
-
-    On a phone the style sheet breaks each row up; the roles keep it a table for screen readers then.
-    """
-    head = "".join(f'<th role="columnheader" scope="col">{html.escape(column)}</th>' for column in columns)
-    return (
-        f'<div class="scroll" role="region" aria-label="{html.escape(caption)}" tabindex="0">\n<table role="table">\n'
-        f'<caption>{html.escape(caption)}</caption>\n<thead role="rowgroup"><tr role="row">{head}</tr></thead>\n'
-        '<tbody role="rowgroup">\n'
-        + "\n".join(_html_row(columns, line) for line in lines)
-        + "\n</tbody>\n</table>\n</div>"
-    )
-
-
-def unbroken(escaped: str) -> str:
-    """Escaped text in which no flag is broken at its own hyphens."""
-    return re.sub(r"--\w+", r'<span class="flag">\g<0></span>', escaped)
-
-
-def _html_row(columns: Sequence[str], line: Line) -> str:
-    name, said, values = line
-    detail = f' <span class="detail">{unbroken(html.escape(said))}</span>' if said else ""
-    rest = "".join(
-        f'<td role="cell" data-label="{html.escape(column)}">{html.escape(cell)}</td>'
-        for column, cell in zip(columns[1:], values, strict=True)
-    )
-    return f'<tr role="row"><th role="rowheader" scope="row">{html.escape(name)}{detail}</th>{rest}</tr>'
 
 
 def percent(share: float) -> str:

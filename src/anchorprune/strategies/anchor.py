@@ -29,6 +29,8 @@ class Anchor(Strategy):
     """Anchors by CLS attention, then the best by importance (attention to anchors) and diversity (as described)."""
 
     name: ClassVar[str] = "anchor"
+    budget_fields: ClassVar = ("top_m",)
+    layer_field: ClassVar = "prune_layer"
 
     prune_layer: int = option(2, "prune at the input of this block, counted from 1 (2 … number of blocks)")
     k_anchors: int = option(10, "number of anchor tokens")
@@ -60,16 +62,20 @@ class Anchor(Strategy):
         if not 0 <= self.alpha <= 1:  # false for NaN too
             raise FieldError("alpha", self.alpha, "must lie between 0 (diversity alone) and 1 (importance alone)")
 
+    @property
+    def couples_batch(self) -> bool:
+        return self.selection == "first_image"
+
     def schedule(self, num_patches: int, num_blocks: int) -> dict[int, int]:
         return {self.prune_layer: min(num_patches, self.k_anchors + self.top_m)}
 
     def budgets(self, num_patches: int, num_blocks: int) -> Sequence[Strategy]:
         return [dataclasses.replace(self, top_m=m) for m in range(max(0, num_patches - self.k_anchors), -1, -1)]
 
-    def smaller_budget(self, num_patches: int, num_blocks: int) -> str:
+    def smaller_budget(self, num_patches: int, num_blocks: int) -> Strategy:
         # The share that the defaults keep of ViT-B/16 (60 of 196), with anchors and others as 1 : 5.
         keep = max(2, round(num_patches * 60 / 196))
-        return f"--k_anchors {max(1, keep // 6)} --top_m {keep - max(1, keep // 6)}"
+        return dataclasses.replace(self, k_anchors=max(1, keep // 6), top_m=keep - max(1, keep // 6))
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
         x, (q, k), received = tokens.x, tokens.query_key(), attention_received(tokens, self.cls_substitute)

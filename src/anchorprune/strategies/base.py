@@ -7,23 +7,22 @@ adding a strategy is adding one file to this folder.
 from __future__ import annotations
 
 import dataclasses
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from anchorprune.errors import FieldError
+from anchorprune.errors import FieldError, UserError
+from anchorprune.fields import Fields, option
+from anchorprune.files import StrPath, unreadable, write_text
 
 if TYPE_CHECKING:
     from anchorprune.tokens import TokenPlan, Tokens
 
+__all__ = ["StepwiseStrategy", "Strategy", "cls_substitute_option", "falling", "option"]
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None, kind: type | None = None) -> Any:
-    """A dataclass field that is also a flag: `help` says what it is, `choices` what a string may be.
-
-    A tuple is a flag that takes several values, each of `kind`.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "kind": kind})
+VERSION = 1  # of `to_dict`'s form
 
 
 def cls_substitute_option() -> Any:
@@ -37,29 +36,20 @@ def cls_substitute_option() -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy(ABC):
-    """Decides which tokens go on from some of the blocks.
+class Strategy(Fields, ABC):
+    """Decides which tokens go on from some of the blocks."""
 
-    The first line of a subclass's docstring is what `--help` says of it.
-    """
-
-    name: ClassVar[str]
     # Where in a block it acts: at its input, or between its attention and its MLP, where the block's queries and keys
     # are there already.
     acts: ClassVar[Literal["input", "inside"]] = "input"
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata.get("choices")
-            if choices and value not in choices:
-                raise FieldError(field.name, value, f"choose one of {', '.join(choices)}")
-            if isinstance(field.default, tuple):
-                values = value if isinstance(value, (tuple, list)) else (value,)
-                one = field.metadata["kind"]
-                object.__setattr__(self, field.name, tuple(_number(field.name, each, one) for each in values))
-            elif isinstance(field.default, (int, float)):
-                object.__setattr__(self, field.name, _number(field.name, value, type(field.default)))
-
+    # The fields that say how much is kept, of which `target_gmacs` solves one.
+    budget_fields: ClassVar[tuple[str, ...]] = ()
+    # The field that says in which blocks it acts; None where none does.
+    layer_field: ClassVar[str | None] = None
+    # The field that seeds what it draws; None for one that draws nothing. Its accuracy is then the mean of several.
+    seed_field: ClassVar[str | None] = None
+    # Whether it asks for queries and keys, so that a strategy that acts at a block's input has them computed for it.
+    scores: ClassVar[bool] = True
     # Whether the MLP of the last block runs on the prefix alone, where nothing reads the patches after it.
     spares_last_mlp: ClassVar[bool] = False
 
@@ -90,40 +80,65 @@ class Strategy(ABC):
     def budgets(self, num_patches: int, num_blocks: int) -> Sequence[Strategy]:
         """This strategy with every budget that it can have, the most expensive first; all else as it is."""
 
-    def smaller_budget(self, num_patches: int, num_blocks: int) -> str:
-        """Flags that would drop tokens, for the warning that this budget drops none."""
+    def smaller_budget(self, num_patches: int, num_blocks: int) -> Strategy:
+        """This strategy with a budget that drops tokens, for the warning that this budget drops none."""
         budgets = self.budgets(num_patches, num_blocks)
-        return budgets[2 * len(budgets) // 3].flags()
+        return budgets[2 * len(budgets) // 3]
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether what is kept of an image depends on which images are in its batch."""
+        return False
 
     def as_dict(self) -> dict[str, Any]:
         """`{"strategy": name, field: value, …}`, as it stands in a result's JSON."""
-        fields = dataclasses.asdict(self).items()
-        return {"strategy": self.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in fields}}
+        return {"strategy": self.name, **self.values()}
 
-    def flags(self) -> str:
-        """What to type for this strategy where its fields are not the defaults."""
-        changed = [
-            (field.name, getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        ]
-        return " ".join(
-            f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in changed
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """`as_dict` with the version of its form, for a file of its own; `from_dict` reads both."""
+        return {"version": VERSION, **self.as_dict()}
 
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> Strategy:
+        """The strategy that `to_dict` or a result's JSON describes.
 
-def _number(name: str, value: Any, kind: type) -> int | float:
-    """One kind of number whatever came in (a NumPy integer, 1 for 1.0), so that equal settings are equal."""
-    whole = kind is int
-    if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
-        raise FieldError(name, value, f"must be a {'whole ' if whole else ''}number")
-    number: Any = value
-    return int(number) if whole else float(number)
+        Raises:
+            UserError: an unknown strategy, version or field, or a value that a field cannot have.
+        """
+        from anchorprune.strategies import make_strategy  # which imports this file
+
+        if not isinstance(content, Mapping) or not isinstance(content.get("strategy"), str):
+            raise UserError('a strategy as JSON is {"strategy": NAME, FIELD: VALUE, …}')
+        if (version := content.get("version", VERSION)) != VERSION:
+            raise UserError(f"a strategy of version {version!r}: this anchorprune reads version {VERSION}; update it")
+        fields = {key: value for key, value in content.items() if key not in ("version", "strategy", "measured")}
+        return make_strategy(content["strategy"], **fields)
+
+    def save(self, path: StrPath) -> None:
+        """Write `to_dict` as a JSON file, all of it or nothing."""
+        write_text(json.dumps(self.to_dict(), indent=2) + "\n", path)
+
+    @staticmethod
+    def load(path: StrPath) -> Strategy:
+        """The strategy in a file that `save` wrote. UserError, naming the file, for anything else."""
+        try:
+            content = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({error}); name a file that Strategy.save wrote") from error
+        try:
+            return Strategy.from_dict(content)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class StepwiseStrategy(Strategy):
     """A strategy that drops tokens at given blocks down to given numbers."""
+
+    budget_fields: ClassVar[tuple[str, ...]] = ("keep_patches", "keep_ratio")
+    layer_field: ClassVar[str | None] = "prune_layers"
 
     prune_layers: tuple[int, ...] = option((2,), "act in these blocks, counted from 1, ascending", kind=int)
     keep_patches: tuple[int, ...] = option(

@@ -10,7 +10,7 @@ from anchorprune.tokens import TokenPlan, Tokens, attention_received, keep_with_
 
 
 @dataclass(frozen=True)
-class EViT(StepwiseStrategy):
+class Evit(StepwiseStrategy):
     """The patches that CLS attends to most, and one token that the others are fused into (EViT).
 
     Liang et al., "Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PiToMe(MergingStrategy):
+class Pitome(MergingStrategy):
     """Merges r pairs among the patches with the most neighbours, in every block; rare patches are spared (PiToMe).
 
     Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging", NeurIPS 2024: of the 2r patches

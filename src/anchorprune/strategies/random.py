@@ -15,6 +15,8 @@ class Random(StepwiseStrategy):
     """One seeded random subset of the patch tokens, the same for all images: the baseline."""
 
     name: ClassVar[str] = "random"
+    seed_field: ClassVar = "draw_seed"
+    scores: ClassVar = False
 
     draw_seed: int = option(0, "which subset is drawn; quote the mean of several")
 

@@ -28,6 +28,7 @@ class MergingStrategy(Strategy):
     """A strategy that merges the same number of tokens in every block; at most half of the patches there."""
 
     acts: ClassVar = "inside"
+    budget_fields: ClassVar = ("r",)
 
     r: int = option(8, "tokens merged away in each block")
 
@@ -52,7 +53,7 @@ class MergingStrategy(Strategy):
 
 
 @dataclass(frozen=True)
-class ToMe(MergingStrategy):
+class Tome(MergingStrategy):
     """Merges the r most similar pairs of patches in every block, by keys (ToMe).
 
     Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023: every second patch (set A) is matched to the most

@@ -5,20 +5,87 @@ Metrics are held against clip-benchmark 1.6.2's own functions in the tests.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from anchorprune.errors import FieldError, UserError
+from anchorprune.tasks.base import Bench, EncodeSplit, Outcomes, Task, option
 
-from anchorprune.errors import UserError
-from anchorprune.texts import encode_texts
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from anchorprune.datasets.sampling import Batch
 
 Templates = Sequence[str] | dict[str, list[str]]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class ZeroShotClassification(Task):
+    """Images against the texts of their classes: the class whose prompts are closest."""
+
+    name: ClassVar[str] = "zeroshot_classification"
+    kinds: ClassVar[tuple[str, ...]] = ("classes", "labels")
+    primary: ClassVar[str] = "acc1"
+
+    load_clfs: tuple[str, ...] = option((), "use saved classifiers, averaged", kind=str, file=True)
+
+    def check(self) -> None:
+        for path in self.load_clfs:
+            if not os.path.isfile(path):
+                raise FieldError("load_clfs", path, "no such file")
+
+    def prepare(self, bench: Bench) -> Prepared:
+        dataset = bench.dataset
+        if dataset.classes is None:
+            raise FieldError("dataset", dataset.name, "has no class names (classnames.txt), which zero-shot needs")
+        classifier = self._classifier(bench, dataset.classes).to(bench.device)
+        return Prepared(classifier, dataset.multilabel, bench.keep_scores)
+
+    def meter(self, prepared: Prepared, encode_split: EncodeSplit) -> ZeroShot:
+        return ZeroShot(prepared.classifier, prepared.multilabel, prepared.keep_scores)
+
+    def artifacts(self, prepared: Prepared) -> dict[str, Any]:
+        return {"classifier": prepared.classifier}
+
+    def _classifier(self, bench: Bench, classes: list[str]) -> Tensor:
+        from anchorprune.models.texts import cached, classifier_key
+
+        if self.load_clfs:
+            return load_classifiers(self.load_clfs, len(classes))
+        templates = bench.dataset.templates
+        if templates is None:
+            raise FieldError(
+                "dataset",
+                bench.dataset.name,
+                "has no prompts (zeroshot_classification_templates.txt); give --custom_template_file",
+            )
+        loaded = bench.loaded
+        if loaded.tokenizer is None:
+            raise UserError("this model has no text tower to make a classifier with: give load_clfs")
+
+        def build() -> Tensor:
+            with bench.autocast():
+                return build_classifier(loaded.model, loaded.tokenizer, classes, templates, bench.device)
+
+        if not bench.cache_dir or not hasattr(loaded.model, "named_modules"):  # of which no weights can be told apart
+            return build()
+        precision = f"{bench.precision} {bench.device.type}"
+        key = classifier_key(loaded.model, loaded.tokenizer, classes, templates, precision)
+        return cached(os.path.join(bench.cache_dir, "classifiers"), key, build)
+
+
+@dataclass
+class Prepared:
+    """`classifier [D, classes]`; whether images have several labels; whether each image's class is wanted."""
+
+    classifier: Tensor
+    multilabel: bool
+    keep_scores: bool
+
+
 def build_classifier(
     model: Any,
     tokenizer: Any,
@@ -42,6 +109,11 @@ def build_classifier(
     Raises:
         UserError: a class without prompts.
     """
+    import torch
+    from torch.nn import functional as F
+
+    from anchorprune.models.texts import encode_texts
+
     prompts: list[str] = []
     counts: list[int] = []
     for name in classes:
@@ -61,24 +133,28 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
     Raises:
         UserError: a file that is missing, damaged, or of another shape.
     """
+    import torch
+
     loaded: list[Tensor] = []
     for path in paths:
         try:
             classifier = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
-            raise UserError(f"--load_clfs {path}: no such file") from error
+            raise FieldError("load_clfs", path, "no such file") from error
         except Exception as error:  # torch.load raises half a dozen kinds for a file that it cannot read
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise UserError(f"--load_clfs {path}: is no saved tensor ({reason})") from error
-        if not isinstance(classifier, Tensor) or classifier.dim() != 2:
-            raise UserError(f"--load_clfs {path}: must hold one tensor [features, classes], as --save_clf writes it")
+            raise FieldError("load_clfs", path, f"is no saved tensor ({reason})") from error
+        if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
+            raise FieldError("load_clfs", path, "must hold one tensor [features, classes], as --save_clf writes it")
         if classifier.shape[1] != num_classes:
-            raise UserError(
-                f"--load_clfs {path}: holds {classifier.shape[1]} classes ({list(classifier.shape)}), "
-                f"the data set has {num_classes}"
+            raise FieldError(
+                "load_clfs",
+                path,
+                f"holds {classifier.shape[1]} classes ({list(classifier.shape)}), the data set has {num_classes}",
             )
         if loaded and classifier.shape != loaded[0].shape:
-            raise UserError(f"--load_clfs {path}: is {list(classifier.shape)}, {paths[0]} is {list(loaded[0].shape)}")
+            other = f"{paths[0]} is {list(loaded[0].shape)}"
+            raise FieldError("load_clfs", path, f"is {list(classifier.shape)}, {other}")
         loaded.append(classifier.float())
     return torch.stack(loaded).mean(dim=0)
 
@@ -86,63 +162,71 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
 class ZeroShot:
     """The metrics of image features against a classifier, batch by batch.
 
-    What it holds does not grow with the images, unless their outcomes are kept or the data is multi-label, whose
+    What it holds does not grow with the images, unless each one's class is kept or the data is multi-label, whose
     metric ranks all images by each class.
     """
 
-    def __init__(self, classifier: Tensor, multilabel: bool, keep_outcomes: bool = False) -> None:
-        """`classifier [D, classes]`; `keep_outcomes` for `outcomes`, of single-label data."""
-        self.classifier, self.multilabel, self.keep_outcomes = classifier, multilabel, keep_outcomes
+    def __init__(self, classifier: Tensor, multilabel: bool, keep_scores: bool = False) -> None:
+        """`classifier [D, classes]`; `keep_scores` for `scores`, of single-label data."""
+        import torch
+
+        self.classifier, self.multilabel, self.keep_scores = classifier, multilabel, keep_scores
         self._hits5 = 0
         self._seen = torch.zeros(classifier.shape[1], dtype=torch.long)  # images of each class
         self._recalled = torch.zeros_like(self._seen)  # and those of them that were given it
-        self._targets: list[Tensor] = []
-        self._predictions: list[Tensor] = []
-        self._scores: list[Tensor] = []
+        # Of each batch: which samples, what is true of them, and the best class or the logits.
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._keys: dict[int, str] = {}
 
-    def update(self, features: Tensor, targets: Tensor) -> None:
-        """Take a batch.
-
-        Args:
-            features: normalised image features `[B, D]`.
-            targets: class indices `[B]`, or `[B, classes]` of 0 and 1 for a multi-label data set.
+    def update(self, out: Tensor, batch: Batch) -> None:
+        """Take normalised image features `[B, D]`.
 
         Raises:
             UserError: a classifier for features of another width.
         """
-        if features.shape[1] != self.classifier.shape[0]:
+        if out.shape[1] != self.classifier.shape[0]:
             raise UserError(
                 f"the classifier is for features of width {self.classifier.shape[0]}, the model's have "
-                f"{features.shape[1]}: give --load_clfs files that were made with this model"
+                f"{out.shape[1]}: give --load_clfs files that were made with this model"
             )
         # In float32 also under autocast: in bfloat16 the logits of close classes tie.
-        logits = (100.0 * features.float() @ self.classifier).cpu()
-        targets = targets.cpu()
+        logits = (100.0 * out.float() @ self.classifier).cpu()
+        targets = batch.targets.cpu()
         if self.multilabel:
-            self._targets.append(targets)
-            self._scores.append(logits)
+            self._kept.append((batch.indices, targets, logits))
             return
         classes, best = logits.shape[1], logits.topk(min(5, logits.shape[1]), dim=1).indices
         predictions = best[:, 0]
         self._hits5 += int((best == targets[:, None]).sum())
         self._seen += targets.bincount(minlength=classes)
         self._recalled += targets[predictions == targets].bincount(minlength=classes)
-        if self.keep_outcomes:
-            self._targets.append(targets)
-            self._predictions.append(predictions)
+        if self.keep_scores:
+            self._kept.append((batch.indices, targets, predictions))
+            self._keys.update(zip(batch.indices.tolist(), batch.keys, strict=True))
 
-    def outcomes(self) -> tuple[Tensor, Tensor]:
-        """True and best class of each image, in the order in which they came, each `[n]`."""
-        return torch.cat(self._targets), torch.cat(self._predictions)
+    def merge(self, other: ZeroShot) -> None:
+        self._hits5 += other._hits5
+        self._seen += other._seen
+        self._recalled += other._recalled
+        self._kept += other._kept
+        self._keys.update(other._keys)
 
-    def metrics(self) -> dict[str, float]:
+    def scores(self) -> Outcomes | None:
+        """Whether each image was recognised, with its class and the one it was given; None for multi-label data."""
+        if self.multilabel or not self.keep_scores:
+            return None
+        indices, targets, predictions = self._in_order()
+        keys = tuple(self._keys[i] for i in indices.tolist())
+        return Outcomes.of_classes(keys, targets.numpy(), predictions.numpy())
+
+    def compute(self) -> dict[str, float]:
         """Single-label: acc1, acc5 (NaN below 5 classes), mean_per_class_recall (over the classes that occur).
 
         Multi-label: mean_average_precision. All between 0 and 1.
         """
         if self.multilabel:
-            truth = torch.cat(self._targets).bool()
-            return {"mean_average_precision": _average_precision(torch.cat(self._scores), truth)}
+            _, truth, logits = self._in_order()
+            return {"mean_average_precision": _average_precision(logits, truth.bool())}
         images, occurs = int(self._seen.sum()), self._seen > 0
         return {
             "acc1": int(self._recalled.sum()) / images,
@@ -150,8 +234,18 @@ class ZeroShot:
             "mean_per_class_recall": float((self._recalled[occurs].double() / self._seen[occurs]).mean()),
         }
 
+    def _in_order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What was kept, in the order of the data set, however it was dealt out."""
+        import torch
+
+        indices, truth, found = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        order = indices.argsort()
+        return indices[order], truth[order], found[order]
+
 
 def _average_precision(scores: Tensor, truth: Tensor) -> float:
+    import torch
+
     ranked = truth.gather(0, scores.sort(dim=0, descending=True, stable=True).indices)
     rank = torch.arange(1, len(ranked) + 1).unsqueeze(1)
     precision = ranked.cumsum(dim=0) / rank

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
-from typing import Any
-
 import torch
 from torch import nn
 
+from anchorprune import plugins
 from anchorprune.errors import UserError
 from anchorprune.towers.base import Tower
 
-__all__ = ["Tower", "find_tower", "library", "skeleton"]
-
-# What --model_type calls the files of this folder that can load models.
-LIBRARIES = {"open_clip": "open_clip", "hf": "huggingface", "timm": "timm"}
-
-
-def library(model_type: str) -> Any:
-    """The file of this folder with `check` and `load`, and but for timm `skeleton`, for this `--model_type`."""
-    return importlib.import_module(f"{__name__}.{LIBRARIES[model_type]}")
-
-
-@functools.lru_cache(maxsize=1)
-def skeleton(model_type: str, model: str) -> nn.Module | None:
-    """A model without weights, to look at its tower before it is loaded; None where that cannot be had.
-
-    The last one is kept. Leave it as it is.
-    """
-    built: nn.Module | None = library(model_type).skeleton(model)
-    return built
+__all__ = ["Tower", "find_tower"]
 
 
 def find_tower(model: nn.Module) -> Tower:
-    """The image tower of `model`: a CLIP-like model, its image tower alone, or either one compiled.
+    """The image tower of `model`: a CLIP-like model, its image tower alone, either one compiled, or a module around it.
 
     Raises:
-        UserError: the model cannot be pruned; the sentence says why.
+        UserError: the model cannot be pruned, or there are several towers in it; the sentence says why.
     """
-    if isinstance(model, nn.DataParallel):
+    if any(isinstance(part, nn.DataParallel) for part in model.modules()):
         raise UserError(
             "cannot prune nn.DataParallel: its replicas would share one record of the kept tokens; "
             "prune the model inside each process of DistributedDataParallel instead"
@@ -49,11 +27,54 @@ def find_tower(model: nn.Module) -> Tower:
     # What `clip.load(…, jit=True)` gives, alone or in a model of the user's own.
     if isinstance(getattr(model, "visual", model), torch.jit.ScriptModule):
         raise UserError("cannot prune a TorchScript model: its blocks take no hooks; load it with jit=False")
-    for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"):
-        tower = importlib.import_module(f"{__name__}.{name}").match(model)
-        if tower is not None:
+    reason: UserError | None = None
+    kinds = list(plugins.found(Tower, __name__).values())  # type: ignore[type-abstract]
+    try:
+        if (tower := _match(model, kinds)) is not None:
             return tower
-    raise UserError(
-        f"cannot prune {type(model).__name__}: it is no image tower that anchorprune knows "
+    except UserError as error:
+        reason = error
+        if _counts_on_all_tokens(model):
+            raise
+    inside = _inside(model, kinds)
+    if len(inside) == 1:
+        ((where, tower),) = inside.items()
+        tower.where = where
+        return tower
+    if inside:
+        named = " and ".join(f"{type(tower.module).__name__} at {where}" for where, tower in inside.items())
+        raise UserError(
+            f"cannot prune {type(model).__name__}: it has {len(inside)} image towers, {named}; prune one of them"
+        )
+    raise reason or UserError(
+        f"cannot prune {type(model).__name__}: it is no image tower that anchorprune knows, and has none in it "
         "(a vision transformer of open_clip, OpenAI's clip, transformers or timm, or a model around one)"
     )
+
+
+def _match(model: nn.Module, kinds: list[type[Tower]]) -> Tower | None:
+    for cls in kinds:
+        if (tower := cls.match(model)) is not None:
+            return tower
+    return None
+
+
+def _inside(model: nn.Module, kinds: list[type[Tower]]) -> dict[str, Tower]:
+    """The towers in a module around them, by their dotted names in it; each once."""
+    found: dict[int, tuple[str, Tower]] = {}
+    for name, part in model.named_modules():
+        if part is model:
+            continue
+        try:
+            tower = _match(part, kinds)
+        except UserError:  # most parts of a model are no tower
+            continue
+        if tower is not None:
+            found.setdefault(id(tower.blocks[0]), (name, tower))
+    return dict(found.values())
+
+
+def _counts_on_all_tokens(model: nn.Module) -> bool:
+    """Whether it is a language model of transformers in whose text a fixed number of places stands for an image."""
+    config = getattr(model, "config", None)
+    return any(getattr(config, name, None) is not None for name in ("image_token_id", "image_token_index"))

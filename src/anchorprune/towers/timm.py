@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anchorprune.errors import UserError, did_you_mean
-from anchorprune.grid import resample_positions
-from anchorprune.towers.base import NO_CALL, Call, LoadedModel, Tower
+from anchorprune.errors import UserError
+from anchorprune.towers.base import NO_CALL, Call, Changes, Gives, Grid, Tower, class_of, kind_of, part_of
+from anchorprune.towers.masks import Mask
+from anchorprune.towers.pooling import add_to_logits, weigh
+from anchorprune.towers.positions import resample_positions
 
-_TOWERS = ("VisionTransformer", "Eva")
+_TOWERS = ("VisionTransformer", "VisionTransformerDistilled", "Eva")
 _POST_NORM = "EvaBlockPostNorm"
 _BLOCKS = ("Block", "EvaBlock", _POST_NORM)
 _ATTENTION = ("Attention", "AttentionRope", "EvaAttention")
@@ -23,33 +27,23 @@ _CONVOLUTIONAL = ("ConvNeXt", "ResNet", "FastVit", "ByobNet", "MobileNet", "Effi
 _WINDOWED = ("Swin", "Hiera")
 
 
-def match(model: nn.Module) -> TimmTower | None:
-    """The tower of a timm model, or of an open_clip model around one; None for a model of another library.
-
-    Raises:
-        UserError: a timm model that cannot be pruned.
-    """
-    visual: Any = getattr(model, "visual", model)
-    if type(visual).__name__ == "TimmModel":
-        tower = _tower(visual.trunk)
-        pooled = visual.trunk.global_pool == "token" and getattr(visual.trunk, "attn_pool", None) is None
-        return replace(tower, module=visual, reads_patches=not pooled)
-    return _tower(visual) if type(visual).__module__.startswith("timm.") else None
-
-
 def _tower(trunk: Any) -> TimmTower:
-    kind = type(trunk).__name__
+    kind = kind_of(trunk)
     if kind not in _TOWERS:
         reason = "it is no plain vision transformer with one flat sequence of tokens"
         if kind.startswith(_CONVOLUTIONAL):
             reason = "it is convolutional and needs the whole grid of pixels"
         elif kind.startswith(_WINDOWED):
             reason = "it attends within windows of the grid, which pruning would tear apart"
+        elif kind.startswith("Beit") or kind.endswith("RelPos"):
+            reason = "its attention adds a bias of its own for each pair of places on the whole grid"
+        elif kind == "NaFlexVit":
+            reason = "its patches come in any number and shape"
         raise UserError(f"cannot prune {kind} of timm: {reason}")
     for block in trunk.blocks:
-        attention = getattr(block, "attn", None)
-        if type(block).__name__ not in _BLOCKS or type(attention).__name__ not in _ATTENTION:
-            names = f"{type(block).__name__} with {type(attention).__name__}"
+        attention: Any = getattr(block, "attn", None)
+        if kind_of(block) not in _BLOCKS or kind_of(attention) not in _ATTENTION:
+            names = f"{kind_of(block)} with {kind_of(attention)}"
             raise UserError(f"cannot prune {kind} of timm: its blocks, {names}, are of a kind that anchorprune lacks")
         if getattr(attention, "num_kv_groups", 1) > 1:
             raise UserError(f"cannot prune {kind} of timm: its heads share keys (grouped-query attention)")
@@ -67,6 +61,8 @@ def _tower(trunk: Any) -> TimmTower:
         image_size=tuple(trunk.patch_embed.img_size),
         reads_patches=True,  # forward_features gives them to its caller
         has_cls=getattr(trunk, "cls_token", None) is not None,
+        takes_any_size=getattr(trunk, "dynamic_img_size", False)
+        or not getattr(trunk.patch_embed, "strict_img_size", True),
     )
 
 
@@ -76,6 +72,20 @@ class TimmTower(Tower):
 
     In Eva with rotary embedding, which is cut with the tokens.
     """
+
+    name: ClassVar[str] = "timm"
+    libraries: ClassVar = ("timm",)
+
+    takes_any_size: bool = False
+
+    @classmethod
+    def match(cls, model: nn.Module) -> TimmTower | None:
+        visual: Any = part_of(model, "visual")
+        if kind_of(visual) == "TimmModel":
+            tower = _tower(visual.trunk)
+            pooled = visual.trunk.global_pool == "token" and getattr(visual.trunk, "attn_pool", None) is None
+            return replace(tower, module=visual, reads_patches=not pooled)
+        return _tower(visual) if class_of(visual).__module__.startswith("timm.") else None
 
     @property
     def parts(self) -> list[nn.Module]:
@@ -88,24 +98,64 @@ class TimmTower(Tower):
         stem: nn.Module = trunk.patch_embed
         return stem
 
-    @torch.no_grad()  # a constant to the gradient
-    def on_grid(self, grid: tuple[int, int], whole: tuple[int, int]) -> list[tuple[nn.Module, str, Any]]:
+    def grid_of(self, height: int, width: int, call: Call) -> Grid | None:
         trunk: Any = self.parts[-1]
-        values: list[tuple[nn.Module, str, Any]] = [(self.stem, "strict_img_size", False)]
-        if trunk._parameters.get("pos_embed") is not None and not trunk.dynamic_img_size:  # else it does so itself
-            positions = resample_positions(trunk._parameters["pos_embed"][0], self.grid, grid)
-            values.append((trunk, "pos_embed", positions.unsqueeze(0)))
+        if not self.takes_any_size:
+            return super().grid_of(height, width, call)
+        patch_height, patch_width = (side // count for side, count in zip(self.image_size, self.grid, strict=True))
+        padded = getattr(trunk.patch_embed, "dynamic_img_pad", False)
+        if (height % patch_height or width % patch_width) and not padded:
+            return None
+        return -(-height // patch_height), -(-width // patch_width)
+
+    def on_grid(self, grids: Callable[[], tuple[Grid, Grid]]) -> Changes:
+        trunk: Any = self.parts[-1]
+        changes = Changes([(self.stem, "strict_img_size", False)])
+        if trunk.pos_embed is not None and not getattr(trunk, "dynamic_img_size", False):  # else it does so itself
+            if "_pos_embed" in vars(trunk):
+                raise UserError("this tower has a _pos_embed of its own, which knows one grid: restore timm's")
+            changes.attributes.append((trunk, "_pos_embed", partial(_positioned, trunk, self.grid, grids)))
         if (rope := getattr(trunk, "rope", None)) is not None:  # of all places; `cut` takes those of the new patches
-            values.append((rope, "get_embed", partial(_of_grid, rope, whole)))
-        return values
+            changes.attributes.append((rope, "get_embed", partial(_of_whole_grid, rope, grids)))
+        return changes
+
+    def pool_by_size(self, sizes: Gives, bias: Gives, weighted: bool) -> Changes:
+        trunk: Any = self.parts[-1]
+        if (pool := getattr(trunk, "attn_pool", None)) is not None:
+            if "attn_mask" in inspect.signature(type(pool).forward).parameters:
+                return Changes(pre_hooks=[(pool, partial(add_to_logits, bias, "attn_mask", _as_it_is))])
+            if weighted:
+                raise UserError(
+                    f"cannot prune by a strategy that counts merged tokens: {kind_of(pool)} of timm pools "
+                    "without asking for how many a token stands"
+                )
+            return Changes()
+        if getattr(trunk, "global_pool", "token") not in ("avg", "avgmax"):
+            return Changes()
+        if not hasattr(trunk, "pool"):
+            raise UserError("this version of timm averages patches where sizes cannot be given: update it")
+        return Changes([(trunk, "pool", partial(_pool_by_size, trunk.pool, trunk, sizes))])
+
+    def replaced(self, block: Any) -> list[nn.Module]:
+        return [block, block.attn, block.attn.attn_drop]
+
+    def scored(self, block: Any) -> list[nn.Module]:
+        attention, names = block.attn, ["qkv", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm"]
+        if getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False):
+            names.remove("qkv")  # its weight alone is read
+        parts = [getattr(attention, name, None) for name in names]
+        first = [] if kind_of(block) == _POST_NORM else [block.norm1]
+        return [*first, *(part for part in parts if part is not None)]
 
     def num_heads(self, block: Any) -> int:
         return int(block.attn.num_heads)
 
-    def pool_query_key(self, patches: Tensor) -> tuple[Tensor, Tensor] | None:
+    def pool_query_key(
+        self, patches: Float[Tensor, "B n D"]
+    ) -> tuple[Float[Tensor, "B H M d"], Float[Tensor, "B H n d"]] | None:
         trunk: Any = getattr(self.module, "trunk", self.module)
         pool: Any = getattr(trunk, "attn_pool", None)
-        if type(pool).__name__ != "AttentionPoolLatent":
+        if kind_of(pool) != "AttentionPoolLatent":
             return None
         q = pool.q(pool.latent).expand(len(patches), -1, -1)
         k = pool.kv(trunk.norm(patches)).chunk(2, dim=-1)[0]
@@ -126,18 +176,26 @@ class TimmTower(Tower):
         index = patches[:, None, :, None].expand(batch, heads, -1, width)
         return args, {**kwargs, "rope": rope.expand(batch, -1, -1, -1).gather(2, index)}
 
-    def mask_bias(self, block: Any, mask: Tensor, x: Tensor) -> Tensor:
+    def mask_bias(self, block: Any, mask: Mask, x: Float[Tensor, "B N D"]) -> Float[Tensor, ...]:
         if mask.dtype == torch.bool:  # True takes part, as in scaled_dot_product_attention
             mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -float("inf"))
         return super().mask_bias(block, mask, x)
 
-    def query_key(self, block: Any, x: Tensor, call: Call = NO_CALL) -> tuple[Tensor, Tensor]:
+    def query_key(
+        self, block: Any, x: Float[Tensor, "B N D"], call: Call = NO_CALL
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
         q, k, _ = self._project(block, self._before(block, 1, x), call)
         return q, k
 
     def attention_half(
-        self, block: Any, x: Tensor, bias: Tensor | None, call: Call = NO_CALL
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        block: Any,
+        x: Float[Tensor, "B N D"],
+        bias: Float[Tensor, ...] | None,
+        call: Call = NO_CALL,
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
+        if call.get("is_causal"):
+            raise UserError("is_causal: blocks that a strategy acts inside of attend to all tokens; give an attn_mask")
         attention, normed = block.attn, self._before(block, 1, x)
         q, k, v = self._project(block, normed, call)
         dropout = attention.attn_drop.p if attention.training else 0.0
@@ -148,33 +206,32 @@ class TimmTower(Tower):
         y = attention.proj_drop(attention.proj(y))
         return x + block.drop_path1(self._after(block, 1, y)), q, k
 
-    def mlp_half(self, block: Any, x: Tensor) -> Tensor:
+    def mlp_half(self, block: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         y: Tensor = x + block.drop_path2(self._after(block, 2, block.mlp(self._before(block, 2, x))))
         return y
 
     def _before(self, block: Any, half: int, x: Tensor) -> Tensor:
         """What a half's part gets of the residual stream."""
-        return x if type(block).__name__ == _POST_NORM else getattr(block, f"norm{half}")(x)
+        return x if kind_of(block) == _POST_NORM else getattr(block, f"norm{half}")(x)
 
     def _after(self, block: Any, half: int, y: Tensor) -> Tensor:
         """What of a half's part is added to the residual stream: LayerScale has a name in each kind of block."""
-        if type(block).__name__ == _POST_NORM:
+        if kind_of(block) == _POST_NORM:
             y = getattr(block, f"norm{half}")(y)
         scale, gamma = getattr(block, f"ls{half}", None), getattr(block, f"gamma_{half}", None)
         if scale is not None:
             y = scale(y)
         return y if gamma is None else gamma * y
 
-    def _project(self, block: Any, normed: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, block: Any, normed: Float[Tensor, "B N D"], call: Call
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
         """Queries, keys and values, each `[B, H, N, d]`."""
         attention, heads = block.attn, self.num_heads(block)
         if attention.qkv is None:
             parts = [part(normed) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
         else:
-            bias = attention.qkv.bias
-            if getattr(attention, "q_bias", None) is not None:
-                bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-            parts = list(F.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1))
+            parts = list(_fused(attention, normed).chunk(3, dim=-1))
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
         q, k = attention.q_norm(q), attention.k_norm(k)
         if (rope := call.get("rope")) is not None:
@@ -190,45 +247,50 @@ class TimmTower(Tower):
         return q, k, v
 
 
-def _of_grid(rope: Any, grid: tuple[int, int], shape: Any = None) -> Tensor:
-    """In place of a rotary embedding's `get_embed`: that of `grid`, whatever shape is asked for."""
-    embedding: Tensor = type(rope).get_embed(rope, shape=grid)
+def _fused(attention: Any, normed: Tensor) -> Tensor:
+    """Queries, keys and values in one, `[B, N, 3·H·d]`, as the attention's own forward has them."""
+    if getattr(attention, "q_bias", None) is None:
+        projected: Tensor = attention.qkv(normed)
+        return projected
+    bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    if getattr(attention, "qkv_bias_separate", False):
+        return attention.qkv(normed) + bias
+    return F.linear(normed, attention.qkv.weight, bias)
+
+
+class _Positioned:
+    """A trunk as its own `_pos_embed` is to see it: with other positions, and as it is in all else."""
+
+    def __init__(self, trunk: Any, pos_embed: Tensor) -> None:
+        self.trunk, self.pos_embed = trunk, pos_embed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trunk, name)
+
+
+def _positioned(trunk: Any, old: Grid, grids: Callable[[], tuple[Grid, Grid]], x: Tensor) -> Any:
+    """In place of `_pos_embed`: with the positions of the pass's own grid, of the weights as they are in that pass."""
+    pos_embed = resample_positions(trunk.pos_embed[0], old, grids()[0]).unsqueeze(0)
+    return type(trunk)._pos_embed(_Positioned(trunk, pos_embed), x)
+
+
+def _of_whole_grid(rope: Any, grids: Callable[[], tuple[Grid, Grid]], shape: Any = None) -> Tensor:
+    """In place of a rotary embedding's `get_embed`: that of the image before it was shrunk."""
+    embedding: Tensor = type(rope).get_embed(rope, shape=grids()[1])
     return embedding
 
 
-def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
-    """Raise UserError unless timm knows the model, and its weights where a tag (`NAME.TAG`) is given."""
-    import timm
-
-    if not timm.is_model(model):
-        known = timm.list_models()
-        raise UserError(f"--model {model}: timm has no such model.{did_you_mean(model, known)}")
-    if pretrained and pretrained not in (tags := timm.list_pretrained(model)):
-        raise UserError(
-            f"--pretrained {pretrained}: is none of timm's for {model} ({', '.join(tags) or 'it has none'})"
-        )
+def _as_it_is(addend: Tensor) -> Tensor:
+    return addend
 
 
-def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
-    """A timm model, which has no text tower: to be timed, not to be evaluated.
-
-    Args:
-        pretrained: one of `timm.list_pretrained(model)`; empty for random weights.
-
-    Raises:
-        UserError: unknown model or weights, no network.
-    """
-    import timm
-
-    check(model, pretrained)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    try:
-        built = timm.create_model(pretrained or model, pretrained=bool(pretrained), cache_dir=cache_dir)
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--pretrained {pretrained}: cannot be loaded by timm ({reason})") from error
-    return LoadedModel(built.eval().to(device, dtype), _refuse, _refuse)
-
-
-def _refuse(_: Any) -> Tensor:
-    raise UserError("--model_type timm: these models have no text tower to evaluate them with")
+def _pool_by_size(
+    own: Callable[..., Tensor], trunk: Any, sizes: Gives, x: Tensor, pool_type: str | None = None
+) -> Tensor:
+    """In place of `pool`, which averages the tokens: weighted by size."""
+    kind = trunk.global_pool if pool_type is None else pool_type
+    if (counts := sizes()) is None or kind not in ("avg", "avgmax"):
+        return own(x, pool_type)
+    skipped = 0 if getattr(trunk, "pool_include_prefix", False) else trunk.num_prefix_tokens
+    mean = own(torch.cat([x[:, :skipped], weigh(x[:, skipped:], counts[:, skipped:])], dim=1), "avg")
+    return mean if kind == "avg" else 0.5 * (own(x, "max") + mean)

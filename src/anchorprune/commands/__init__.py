@@ -1,0 +1,87 @@
+"""The command line: `anchorprune COMMAND`. Each file of this folder is a command; those that begin with `_` serve them.
+
+A command has `HELP`, `add_flags(parser)` and `run(args)`, which may return an exit code. Importing them, and `--help`,
+import no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+import anchorprune
+from anchorprune.commands._flags import Parser
+from anchorprune.errors import FieldError, FieldWarning, UserError, did_you_mean
+
+# The order in which help lists them; others come after these.
+ORDER = ("eval", "build", "compare", "rerun", "sweep", "tune", "speed", "strategies", "demo")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 after one line on stderr for bad input."""
+    try:
+        parser = build_parser()
+    except UserError as error:  # a strategy of another package
+        return _complain(str(error))
+    args, unknown = parser.parse_known_args(argv)
+    if "which" not in args and not unknown:
+        parser.print_help()
+        return 0
+    args.argv = (sys.argv[1:] if argv is None else list(argv))[1:]  # what came after the command's name
+    try:
+        if unknown:
+            actions = getattr(args, "parser", parser)._actions
+            known = [option for action in actions for option in action.option_strings]
+            hint = did_you_mean(unknown[0].split("=")[0], known)
+            raise UserError(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.filterwarnings("always", category=UserWarning, module="anchorprune")
+            # Torch's advice on --num_workers, whose default is clip-benchmark's: two lines in every run on a small
+            # machine.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            return commands()[args.which].run(args) or 0
+    except FieldError as error:
+        return _complain(error.as_flag())
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        print("anchorprune: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _complain(sentence: str) -> int:
+    print(f"anchorprune: error: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    text = message.typed if isinstance(message, FieldWarning) else str(message)
+    print(f"anchorprune: warning: {' '.join(text.split())}", file=sys.stderr)
+
+
+def commands() -> dict[str, ModuleType]:
+    """Each command's module by its name, in the order of help."""
+    names = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    ordered = [name for name in ORDER if name in names] + sorted(names - set(ORDER))
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in ordered}
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog="anchorprune", description="Token pruning for CLIP image encoders, measured.")
+    parser.add_argument("--version", action="version", version=f"anchorprune {anchorprune.__version__}")
+    subparsers = parser.add_subparsers(title="commands")
+    for name, command in commands().items():
+        sub = subparsers.add_parser(name, help=command.HELP)
+        command.add_flags(sub)
+        sub.set_defaults(which=name, parser=sub)
+    return parser

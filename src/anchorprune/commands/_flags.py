@@ -1,0 +1,214 @@
+"""The flags that several commands share: which model, which data, how to run, and the strategies' own.
+
+clip-benchmark 1.6.2's come first, by its names, defaults and meanings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from anchorprune import tasks
+from anchorprune.errors import FieldError, UserError
+from anchorprune.evaluation.request import PRECISIONS
+from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies.base import Strategy
+
+# clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`_requests.plan_runs`).
+DEFAULT_OUTPUT = "{dataset}_{pretrained}_{model}_{language}_{task}.json"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def add_source_flags(parser: argparse._ActionsContainer) -> None:
+    """Which model, on which data."""
+    add = parser.add_argument
+    add(
+        "--dataset",
+        type=str,
+        default="cifar10",
+        nargs="+",
+        help="data set(s): a name, wds/NAME (webdataset layout under --dataset_root), folder:PATH (class-named "
+        "subfolders), a collection (vtab, vtab+, imagenet_robustness, retrieval), or a text file with a name a line",
+    )
+    add(
+        "--dataset_root",
+        default="root",
+        type=str,
+        help="folder or URL of the data; may hold {dataset} and {dataset_cleaned}",
+    )
+    add("--split", type=str, default="test", help="split to use")
+    add("--test_split", dest="split", action="store", type=str, default="test", help="split to use")
+    add("--model", type=str, nargs="+", default=["ViT-B-32-quickgelu"], help="open_clip model(s)")
+    add("--pretrained", type=str, nargs="+", default=["laion400m_e32"], help="open_clip tag(s) or checkpoint file(s)")
+    add(
+        "--pretrained_model",
+        type=str,
+        default="",
+        nargs="+",
+        help="'model,pretrained' pair(s), a collection (openai, openclip_base, openclip_multilingual, openclip_all) or "
+        "a text file with a pair a line; --model and --pretrained are ignored then",
+    )
+    add("--task", type=str, default="auto", choices=_task_choices(), help="auto: the data set's own")
+    add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
+    add("--annotation_file", default="", type=str, help="captions, for retrieval")
+    add("--custom_classname_file", default=None, type=str, help="JSON: data set -> class names")
+    add(
+        "--custom_template_file",
+        default=None,
+        type=str,
+        help="JSON: data set -> prompts with {c}, or -> class name -> its own prompts",
+    )
+    add("--language", default="en", type=str, nargs="+", help="language(s) of class names and prompts")
+    add("--load_clfs", nargs="+", default=[], type=str, help="use saved classifiers, averaged")
+    add(
+        "--model_type",
+        default="open_clip",
+        type=str,
+        choices=["open_clip", "hf", "ja_clip"],
+        help="kind of model; hf: --model is a folder or a hub's name",
+    )
+    add("--wds_cache_dir", default=None, type=str, help="where webdataset URLs are kept")
+
+
+def add_running_flags(parser: argparse._ActionsContainer) -> None:
+    """How to run it."""
+    add = parser.add_argument
+    add("--no_amp", action="store_false", dest="amp", default=True, help="no mixed precision: float32")
+    add("--num_workers", default=4, type=int, help="processes that decode images")
+    add("--seed", default=0, type=int, help="random seed; also chooses the images of --limit")
+    add("--batch_size", default=64, type=int, help="images encoded at once")
+    add("--quiet", dest="verbose", action="store_false", help="print nothing but warnings and errors")
+    add(
+        "--limit",
+        default=None,
+        type=int,
+        metavar="N",
+        help="only N images, chosen by --seed, whatever the order of the data set",
+    )
+    add("--device", default=None, help="cpu, cuda, cuda:1, mps … (default: cuda where there is one)")
+    add(
+        "--precision",
+        default=None,
+        choices=PRECISIONS,
+        help="amp: autocast, bfloat16 on a CPU and float16 on CUDA (the default); bf16, fp16: weights too",
+    )
+    add(
+        "--clf_cache",
+        default=None,
+        metavar="DIR",
+        help="where classifiers made of texts are kept for the next run; '' for nowhere (default: anchorprune in the "
+        "user's cache folder)",
+    )
+    add("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
+
+
+def add_targets(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--target_gmacs",
+        dest="targets",
+        nargs="+",
+        type=float,
+        metavar="X",
+        default=None,
+        help="solve each strategy's budget for each of these; without it the budgets are taken as they are",
+    )
+
+
+def add_strategy_flags(parser: argparse._ActionsContainer) -> None:
+    """A flag for each field of each strategy; None where it was not given."""
+    for name, field in strategy_options().items():
+        several = isinstance(field.default, tuple)
+        kind = field.metadata["kind"] if several else type(field.default)
+        try:
+            parser.add_argument(
+                f"--{name}",
+                type=kind,
+                nargs="+" if several else None,
+                default=None,
+                metavar=kind.__name__.upper(),
+                help=f"{field.metadata['help']} ({_owners(name)})",
+            )
+        except argparse.ArgumentError as error:
+            raise UserError(f"strategy {_owners(name)}: --{name} is another flag already; rename the field") from error
+
+
+def _task_choices() -> list[str]:
+    """clip-benchmark's tasks, and those of other packages."""
+    return [*dict.fromkeys([*tasks.UPSTREAM, *tasks.registry()]), "auto"]
+
+
+def add_task_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of each task, but for those that are flags already, of clip-benchmark's."""
+    for task in tasks.registry().values():
+        group = None
+        for field in dataclasses.fields(task):
+            if f"--{field.name}" in parser._option_string_actions:
+                continue
+            group = group or parser.add_argument_group(f"task {task.name}")
+            several = isinstance(field.default, tuple)
+            kind = field.metadata["kind"] if several else type(field.default)
+            group.add_argument(
+                f"--{field.name}",
+                type=kind,
+                nargs="+" if several else None,
+                default=field.default,
+                metavar=kind.__name__.upper(),
+                help=f"{field.metadata['help']} (default: %(default)s)",
+            )
+
+
+def parse_strategies(specs: Sequence[str] | None) -> list[tuple[Strategy, tuple[str, ...]]] | None:
+    """Each of `--strategies`, a name or a name with flags in quotes, with the fields that were given; None for none."""
+    return None if specs is None else [_parse_strategy(*(shlex.split(spec) or [""])) for spec in specs]
+
+
+def _parse_strategy(name: str, *flags: str) -> tuple[Strategy, tuple[str, ...]]:
+    parser = Parser(prog=f"--strategies {name}", add_help=False)
+    add_strategy_flags(parser)
+    args, unknown = parser.parse_known_args(list(flags))
+    if unknown:
+        raise UserError(f"--strategies '{shlex.join([name, *flags])}': unknown {' '.join(unknown)}")
+    fields = given_fields(args)
+    try:
+        return make_strategy(name, **fields), tuple(fields)
+    except FieldError:
+        raise
+    except UserError as error:
+        raise UserError(f"--strategies: {error}") from error
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Print it, unless `--quiet` was given."""
+    if args.verbose:
+        print(text, flush=True)
+
+
+def strategy_options() -> dict[str, dataclasses.Field[Any]]:
+    """The fields of all strategies, which are flags of `eval`."""
+    return {field.name: field for cls in registry().values() for field in dataclasses.fields(cls)}
+
+
+def _owners(name: str) -> str:
+    """The strategies that have the field, by what it is in them when it is not given."""
+    owners: dict[str, list[str]] = {}
+    for cls in registry().values():
+        for field in dataclasses.fields(cls):
+            if field.name == name:
+                values = field.default if isinstance(field.default, tuple) else (field.default,)
+                owners.setdefault(" ".join(map(str, values)), []).append(cls.name)
+    return "; ".join(f"{', '.join(names)}" + (f": {value}" if value else "") for value, names in owners.items())
+
+
+def given_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The strategies' fields that were given as flags."""
+    given = {name: getattr(args, name) for name in strategy_options()}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,260 @@
+"""Which evaluations a command line asks for: models × data sets × languages, and where each result goes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from anchorprune.commands._flags import DEFAULT_OUTPUT
+from anchorprune.datasets import dataset_root, default_task, expand_names
+from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
+from anchorprune.tasks import make_task, registry
+
+# clip-benchmark's collections, except openclip_all, which is open_clip's own list of pretrained models.
+MODEL_COLLECTIONS = {
+    "openclip_base": [
+        ("ViT-B-32-quickgelu", "laion400m_e32"),
+        ("ViT-B-32", "laion2b_e16"),
+        ("ViT-B-32", "laion2b_s34b_b79k"),
+        ("ViT-B-16", "laion400m_e32"),
+        ("ViT-B-16-plus-240", "laion400m_e32"),
+        ("ViT-L-14", "laion400m_e32"),
+        ("ViT-L-14", "laion2b_s32b_b82k"),
+        ("ViT-H-14", "laion2b_s32b_b79k"),
+        ("ViT-g-14", "laion2b_s12b_b42k"),
+    ],
+    "openclip_multilingual": [
+        ("xlm-roberta-base-ViT-B-32", "laion5b_s13b_b90k"),
+        ("xlm-roberta-large-ViT-H-14", "frozen_laion5b_s13b_b90k"),
+    ],
+    "openai": [
+        ("ViT-B-32", "openai"),
+        ("ViT-B-16", "openai"),
+        ("ViT-L-14", "openai"),
+        ("ViT-L-14-336", "openai"),
+    ],
+}
+ATTENTION_OUTPUT = "attention_{dataset}_{pretrained}_{model}.pt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation of the many that a command line asks for, and where what it finds goes."""
+
+    request: Request
+    output: str
+    attention_output: str | None = None
+
+
+def plan_runs(args: argparse.Namespace) -> list[Run]:
+    """The evaluations that `eval`'s command line asks for, in clip-benchmark's order; of one rank when distributed.
+
+    Their pruning is not in them yet: its budget may depend on the model.
+
+    Raises:
+        UserError: an unknown collection, an unreadable list file, a wrong placeholder, two runs with one output, a
+            value that cannot be.
+    """
+    runs = []
+    for request in requests_of(args):
+        names = _output_names(request)
+        attention = None
+        if args.extract_attention:
+            attention = _fill("--attention_output", args.attention_output or ATTENTION_OUTPUT, names)
+        runs.append(Run(request, _fill("--output", _output_template(args), names), attention))
+    _check_collisions(args.save_clf, runs)
+    if args.distributed:
+        rank, world_size = _rank()
+        random.Random(args.seed).shuffle(runs)  # so that large models and data sets spread over the ranks
+        runs = runs[rank::world_size]
+    return runs
+
+
+def single_request(args: argparse.Namespace) -> Request:
+    """The one evaluation that the command line describes. UserError for several models, data sets or languages."""
+    requests = requests_of(args)
+    if len(requests) != 1:
+        raise UserError(
+            f"{args.which}: takes one model, one data set and one language at a time, and these are {len(requests)} "
+            "combinations; run it for each"
+        )
+    return requests[0]
+
+
+def requests_of(args: argparse.Namespace) -> list[Request]:
+    """Models × data sets × languages, unpruned."""
+    if args.model_type == "ja_clip":
+        raise UserError(
+            "--model_type ja_clip: models of the package japanese_clip are not there yet; use clip-benchmark for them, "
+            "or --model_type open_clip or hf"
+        )
+    compute = compute_of(args)
+    return [
+        Request(
+            model=ModelSpec(name=model, pretrained=pretrained, library=args.model_type, cache_dir=args.model_cache_dir),
+            data=DataSpec(
+                name=dataset,
+                root=dataset_root(args.dataset_root, dataset),
+                split=args.split,
+                language=language,
+                annotation_file=args.annotation_file,
+                classnames=args.custom_classname_file,
+                templates=args.custom_template_file,
+                cache_dir=args.wds_cache_dir,
+                limit=args.limit,
+                seed=args.seed,
+                skip_bad_images=args.skip_bad_images,
+            ),
+            task=_task(args, dataset),
+            compute=compute,
+        )
+        for (model, pretrained), dataset, language in product(
+            _models(args), expand_names(_as_list(args.dataset)), _as_list(args.language)
+        )
+    ]
+
+
+def compute_of(args: argparse.Namespace) -> Compute:
+    """UserError where --no_amp and --precision contradict each other, or a value cannot be."""
+    if not args.amp and args.precision not in (None, "fp32"):
+        raise UserError(f"--precision {args.precision}: contradicts --no_amp, which means fp32; give one of them")
+    asked = {name: getattr(args, name) for name in ("batch_size", "num_workers", "clf_cache") if hasattr(args, name)}
+    return Compute(device=_device(args), precision=args.precision or ("amp" if args.amp else "fp32"), **asked)
+
+
+def _device(args: argparse.Namespace) -> str | None:
+    """None for what the machine has, unless several ranks share its accelerators."""
+    device: str | None = args.device
+    if not getattr(args, "distributed", False) or device not in (None, "cuda"):
+        return device
+    return f"cuda:{local_rank()}" if Compute(device=device).device_name() == "cuda" else device
+
+
+def _task(args: argparse.Namespace, dataset: str) -> Any:
+    name = default_task(dataset) if args.task == "auto" else args.task
+    if name not in registry():
+        raise UserError(f"--task {name} (dataset {dataset}): not there yet; only {', '.join(registry())} is")
+    fields = dataclasses.fields(registry()[name])
+    return make_task(name, **{field.name: getattr(args, field.name) for field in fields})
+
+
+def _check_collisions(save_clf: str | None, runs: list[Run]) -> None:
+    """Raise UserError where one file would be written twice: what was written first would be lost."""
+    files = [("--output", run.output) for run in runs]
+    files += [("--attention_output", run.attention_output) for run in runs if run.attention_output]
+    files += [("--save_clf", save_clf) for _ in runs if save_clf]
+    times = Counter(os.path.realpath(path) for _, path in files)
+    for flag, path in files:
+        if (count := times[os.path.realpath(path)]) > 1:
+            raise UserError(
+                f"{flag} {path}: would be written {count} times; "
+                + (
+                    "evaluate one model and data set at a time"
+                    if flag == "--save_clf"
+                    else "put {model}, {dataset}… in it"
+                )
+            )
+
+
+def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
+    if not args.pretrained_model:
+        # Models of transformers come with their weights.
+        pretrained = [""] if args.model_type == "hf" else _as_list(args.pretrained)
+        return list(product(_as_list(args.model), pretrained))
+    models: list[tuple[str, str]] = []
+    for name in _as_list(args.pretrained_model):
+        if os.path.isfile(name):
+            models += _list_file(name)
+        elif name == "openclip_all":
+            import open_clip
+
+            models += [(model, tag) for model, tag in open_clip.list_pretrained()]
+        elif name in MODEL_COLLECTIONS:
+            models += MODEL_COLLECTIONS[name]
+        else:
+            models.append(_pair(name, "--pretrained_model"))
+    return models
+
+
+def _list_file(name: str) -> list[tuple[str, str]]:
+    try:
+        lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise FieldError("pretrained_model", name, f"cannot be read as a list of models ({error})") from error
+    listed = [_pair(line, f"--pretrained_model {name}, line") for line in lines if line]
+    if not listed:
+        raise FieldError("pretrained_model", name, "the file is empty; write one 'model,pretrained' pair a line")
+    return listed
+
+
+def _pair(text: str, source: str) -> tuple[str, str]:
+    model, comma, pretrained = text.partition(",")
+    if not comma:
+        known = [*MODEL_COLLECTIONS, "openclip_all"]
+        raise UserError(
+            f"{source} {text}: is no 'model,pretrained' pair, no collection and no file.{did_you_mean(text, known)}"
+        )
+    return model, pretrained
+
+
+def _output_names(request: Request) -> dict[str, str]:
+    pretrained = request.model.pretrained
+    is_file = os.path.isfile(pretrained)
+    return {
+        "model": request.model.name.replace("/", "_"),
+        "pretrained": os.path.basename(pretrained) if is_file else pretrained,
+        "pretrained_full_path": pretrained.replace("/", "_") if is_file else pretrained,
+        "task": request.task.name,
+        # folder:PATH too makes a file name
+        "dataset": re.sub(r"[/\\:]+", "_", request.data.name.removeprefix("wds/")),
+        "language": request.data.language,
+    }
+
+
+def _output_template(args: argparse.Namespace) -> str:
+    if args.enable_pruning and args.output == DEFAULT_OUTPUT:
+        # Under its default name a pruned run must not overwrite the unpruned one's result.
+        return DEFAULT_OUTPUT.replace(".json", f"_{args.strategy or 'anchor'}.json")
+    return str(args.output)
+
+
+def _fill(flag: str, template: str, names: dict[str, str]) -> str:
+    try:
+        return template.format(**names)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in names)
+        raise UserError(f"{flag} {template}: the placeholders are {known}") from error
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _from_environment(names: tuple[str, ...], default: int) -> int:
+    name = next((name for name in names if name in os.environ), None)
+    try:
+        return default if name is None else int(os.environ[name])
+    except ValueError as error:
+        raise UserError(f"--distributed: {name}={os.environ[str(name)]} in the environment is no number") from error
+
+
+def _rank() -> tuple[int, int]:
+    """Rank and world size, from the launchers that open_clip and clip-benchmark know."""
+    return (
+        _from_environment(("RANK", "PMI_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"), 0),
+        _from_environment(("WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"), 1),
+    )
+
+
+def local_rank() -> int:
+    """This process's rank on its own machine: which of its accelerators it takes."""
+    return _from_environment(("LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"), 0)

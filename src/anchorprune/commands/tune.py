@@ -1,0 +1,58 @@
+"""`anchorprune tune`: the pruning that an accuracy or a speed allows, found on a part of the user's own data."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from anchorprune.commands import _flags as flags
+from anchorprune.commands._flags import parse_strategies, say
+from anchorprune.commands._requests import single_request
+
+HELP = "find the pruning that your accuracy or speed allows, on part of your data"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument_group("what to look for")
+    goal = own.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--max_drop", type=float, metavar="POINTS", help="the cheapest that loses at most that much acc1")
+    goal.add_argument(
+        "--target_speedup", type=float, metavar="TIMES", help="the most accurate that is that much faster here"
+    )
+    own.add_argument(
+        "--strategies",
+        nargs="+",
+        metavar="SPEC",
+        default=None,
+        help="which to search, as in sweep (default: coarse, coarse --grid_share 0.25 and tome)",
+    )
+    own.add_argument(
+        "--calibration",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the images to search on, 0 … 1; the expectation is for the rest (default: %(default)s)",
+    )
+    flags.add_source_flags(parser)
+    flags.add_running_flags(parser)
+    flags.add_task_flags(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Search, and print the flags to use with what to expect of them."""
+    request = single_request(args)
+    strategies = parse_strategies(args.strategies)
+
+    from anchorprune.studies.tune import tune
+    from anchorprune.studies.ways import Wanted
+
+    found = tune(
+        request,
+        max_drop=args.max_drop,
+        target_speedup=args.target_speedup,
+        strategies=None if strategies is None else [Wanted(*each) for each in strategies],
+        calibration=args.calibration,
+        progress=args.verbose,
+        say=partial(say, args),
+    )
+    print(found.to_text())

@@ -1,0 +1,110 @@
+"""What a data set is to the rest: where it comes from (`DataSpec`, `Source`) and, opened, its samples (`EvalDataset`).
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from anchorprune.errors import FieldError
+
+Transform = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which samples: a data set by its name, and what is taken of it.
+
+    Attributes:
+        name: `wds/NAME`, `folder:PATH`, `bundled`, or one that clip-benchmark knows.
+        root: folder or URL of the data, finished (without placeholders).
+        split: which part of it.
+        language: of class names and prompts.
+        annotation_file: captions, for data sets that keep them apart.
+        classnames, templates: JSON files of one's own, as `--custom_classname_file` and `--custom_template_file`.
+        cache_dir: where downloads are kept; None: in the user's cache.
+        limit: so many samples, chosen by `seed`; None: all.
+        seed: of that choice.
+        skip_bad_images: whether images that cannot be read are counted and passed over, or end the evaluation.
+    """
+
+    name: str
+    root: str = "root"
+    split: str = "test"
+    language: str = "en"
+    annotation_file: str = ""
+    classnames: str | None = None
+    templates: str | None = None
+    cache_dir: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    skip_bad_images: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise FieldError("limit", self.limit, "must be 1 or more")
+
+
+class Items(Protocol):
+    """`items[i] -> (transformed image, target)`; an image that cannot be read raises `sampling.BadImage`."""
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+@dataclass
+class EvalDataset:
+    """One data set, opened: any sample in any order, decoded when asked for.
+
+    Attributes:
+        name: as the user typed it.
+        items: `items[i] -> (transform(image), target)`; target is a class index (int), or a float tensor [C] of 0 and
+            1 for multi-label data.
+        keys: one stable identity a sample: what `limit` hashes and what a bad image is called.
+        classes: class names by index, or None where the data set has none.
+        templates: prompts with `{c}`, or finished prompts by class name; None where the data set has none.
+        multilabel: what `target` is.
+        targets: every target without decoding an image, where the source can tell.
+    """
+
+    name: str
+    items: Items
+    keys: Sequence[str]
+    classes: list[str] | None
+    templates: list[str] | dict[str, list[str]] | None
+    multilabel: bool = False
+    targets: Sequence[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def kind(self) -> str:
+        """What a sample is labelled with: `classes`, one each, or `labels`, several."""
+        return "labels" if self.multilabel else "classes"
+
+
+class Source(ABC):
+    """Where data sets of one kind come from. `NAME:…` names its data sets, unless `claims` says otherwise."""
+
+    name: ClassVar[str]
+    # Whether it reads the files of one's own class names and prompts itself; otherwise they replace its own.
+    reads_custom_files: ClassVar[bool] = False
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        """Whether this name of a data set is one of its own."""
+        return name.startswith(f"{cls.name}:")
+
+    @classmethod
+    @abstractmethod
+    def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
+        """The data set. UserError for everything that can be wrong with its name or files."""
+
+    @classmethod
+    def check(cls, spec: DataSpec, task: str) -> None:
+        """Raise UserError for what is wrong with it, as far as that is known without downloading it."""
+        cls.open(spec, lambda image: image, task)

@@ -1,0 +1,1 @@
+"""The bench: requests in, results out."""

@@ -1,0 +1,15 @@
+"""Tensors beside a result, such as a classifier or the attention of a few images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from anchorprune.files import StrPath, replacing
+
+
+def save_tensors(content: Any, path: StrPath) -> None:
+    """Write tensors, or a dict of them, whole or not at all; `torch.load(path, weights_only=True)` reads it."""
+    with replacing(path) as temporary:
+        torch.save(content, temporary)

@@ -1,0 +1,125 @@
+"""What became of each sample in one evaluation, in a file beside the result; two of them can be paired.
+
+A file holds `keys`, the bytes of a JSON list, and `scores`, in the smallest type that fits; of classification instead
+of scores, which follow from them, `targets` and `predictions`; and `config_hash`, the bytes of the request's hash. Keys
+are text, not hashes: names that resemble each other compress to less than 8 bytes each, and the images that changed
+sides can be named.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorprune.errors import UserError
+from anchorprune.files import StrPath, write_bytes
+from anchorprune.tasks.base import Outcomes
+
+_CLASSES = {"targets", "predictions"}
+
+
+def path_for(result_path: StrPath) -> Path:
+    """Where the outcomes of a result are: `x.json` -> `x.outcomes.npz`."""
+    path = Path(result_path)
+    return path.with_name(f"{path.name.removesuffix('.json')}.outcomes.npz")
+
+
+def write(outcomes: Outcomes, path: StrPath, config_hash: str | None = None) -> None:
+    """Write the file, all of it or nothing; the same outcomes give the same bytes."""
+    # JSON in ASCII holds every name that a file can have: line ends, and bytes that are no UTF-8 (surrogateescape).
+    keys = json.dumps(outcomes.keys, separators=(",", ":")).encode("ascii")
+    arrays: dict[str, NDArray[Any]] = {"keys": np.frombuffer(keys, np.uint8)}
+    if config_hash is not None:
+        arrays["config_hash"] = np.frombuffer(config_hash.encode("ascii"), np.uint8)
+    if not outcomes.details.keys() >= _CLASSES:
+        scores = outcomes.scores
+        arrays["scores"] = scores.astype(np.uint8) if np.isin(scores, (0, 1)).all() else scores
+    arrays |= {name: _smallest(array) for name, array in outcomes.details.items()}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_bytes(file.getvalue(), path)
+
+
+def read(path: StrPath) -> tuple[Outcomes, str | None]:
+    """The outcomes in the file, and the hash of the request that they are of; None where the file does not say.
+
+    UserError, naming it, if it cannot be read, is damaged or is something else.
+    """
+    try:
+        return _parsed(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); run its 'eval' again") from error
+    except Exception as error:  # zipfile, zlib, NumPy and json raise a dozen kinds for bytes that they cannot read
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(
+            f"{path}: not the outcomes of an evaluation ({reason}); remove it, or run its 'eval' again"
+        ) from error
+
+
+def paired(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The score of each sample that both have: by `a` and by `b`, in the order of `a`.
+
+    Samples are the same where their keys are. A key that occurs twice in one of them is left out: nothing says which
+    sample is which.
+
+    Raises:
+        UserError: no sample in common, or one of two different classes.
+    """
+    of_a, of_b = _places(a.keys), _places(b.keys)
+    both = [key for key in of_a if key in of_b]
+    if not both:
+        raise UserError("the two have no image in common; compare evaluations of the same data set")
+    in_a = np.array([of_a[key] for key in both])
+    in_b = np.array([of_b[key] for key in both])
+    if "targets" in a.details and "targets" in b.details:
+        targets = a.details["targets"][in_a], b.details["targets"][in_b]
+        if len(differ := np.flatnonzero(targets[0] != targets[1])):
+            first = differ[0]
+            raise UserError(
+                f"image {both[first]!a} is of class {targets[0][first]} in one and {targets[1][first]} in the other; "
+                "compare evaluations of the same data set"
+            )
+    return a.scores[in_a], b.scores[in_b]
+
+
+def _parsed(content: bytes) -> tuple[Outcomes, str | None]:
+    loaded: Any = np.load(io.BytesIO(content), allow_pickle=False)
+    names = set(getattr(loaded, "files", ()))
+    if not names >= {"keys"} or not (names >= _CLASSES or "scores" in names):
+        raise ValueError("it has to hold keys, and scores or targets and predictions")
+    with loaded:
+        arrays = {name: loaded[name] for name in names}
+    keys = json.loads(arrays.pop("keys").tobytes())
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("its keys are not a list of names")
+    stamp = arrays.pop("config_hash", None)
+    config_hash = None if stamp is None else stamp.tobytes().decode("ascii")
+    scores = arrays.pop("scores", None)
+    if scores is None:
+        return Outcomes.of_classes(tuple(keys), arrays["targets"], arrays["predictions"]), config_hash
+    return Outcomes(tuple(keys), scores, arrays), config_hash
+
+
+def _smallest(array: NDArray[np.int64]) -> NDArray[Any]:
+    low, high = array.min(initial=0), array.max(initial=0)
+    kinds = (np.uint8, np.uint16, np.uint32)  # class indices; anything else stays as it is
+    return array.astype(next((kind for kind in kinds if low >= 0 and high <= np.iinfo(kind).max), np.int64))
+
+
+def _places(keys: tuple[str, ...]) -> dict[str, int]:
+    counts = Counter(keys)
+    return {key: i for i, key in enumerate(keys) if counts[key] == 1}
+
+
+def are_of(path: StrPath, config_hash: str) -> bool:
+    """Whether the file holds outcomes of this very request; older ones, which do not say of which, count too."""
+    try:
+        return read(path)[1] in (None, config_hash)
+    except UserError:
+        return False

@@ -1,0 +1,95 @@
+"""What can be found wrong, or worked out, before a model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import nn
+
+from anchorprune.datasets import check_dataset
+from anchorprune.errors import FieldError, UserError
+from anchorprune.evaluation.request import Request
+from anchorprune.evaluation.runtime import Runtime
+from anchorprune.models import library, skeleton
+from anchorprune.models.base import ModelSpec
+from anchorprune.models.languages import nllb_code
+from anchorprune.pruning.budget import solve
+from anchorprune.pruning.cost import image_tower_flops
+from anchorprune.pruning.injection import check_layers
+from anchorprune.strategies.base import Strategy
+from anchorprune.towers import find_tower
+
+
+def check(requests: Sequence[Request], *, attention: bool = False) -> None:
+    """Raise UserError for what of these requests can be found wrong before the first model is loaded.
+
+    Args:
+        attention: whether the attention of each model's tower is to be read.
+    """
+    for request in requests:
+        request.task.check()
+        nllb_code(request.model.name, request.data.language)
+    datas = {(request.data.name, request.data.language): request for request in requests}
+    if len(requests) > 1:  # a single one is opened soon enough; here nothing may fail after hours of other runs
+        for request in datas.values():
+            check_dataset(request.data, request.task.name)
+    for model in dict.fromkeys(request.model for request in requests):
+        library(model.library).check(model.name, model.pretrained, model.cache_dir)
+        strategies = dict.fromkeys(request.pruning for request in requests if request.model == model)
+        for strategy in strategies:
+            if strategy or attention:
+                check_tower(model, strategy)
+    for compute in dict.fromkeys(request.compute for request in requests):
+        Runtime.of(compute)
+
+
+def check_tower(model: ModelSpec, strategy: Strategy | None) -> None:
+    """Raise UserError where the model's tower cannot be pruned so, or with None, its attention not be read."""
+    if (built := skeleton(model.library, model.name)) is None:
+        return  # then loading it will tell
+    try:
+        tower = find_tower(built)
+    except UserError as error:
+        what = str(error) if strategy else str(error).replace("cannot prune", "cannot read the attention of", 1)
+        raise FieldError("model", model.name, what) from error
+    if strategy:
+        check_layers(tower, strategy)
+
+
+def solved(model: ModelSpec, strategy: Strategy, target_gmacs: float | None) -> Strategy:
+    """The strategy with the largest budget that costs at most so much in this model; for None as it is.
+
+    Raises:
+        UserError: as in `check_tower`; FieldError as in `budget.solve`.
+    """
+    check_tower(model, strategy)
+    return strategy if target_gmacs is None else solve(_built(model), strategy, target_gmacs)
+
+
+def dense_gmacs(model: ModelSpec) -> float:
+    """Multiply-adds in billions of the unpruned image tower for one image.
+
+    Raises:
+        UserError: a model whose cost cannot be counted before it is loaded, or that cannot be pruned.
+    """
+    return image_tower_flops(_built(model)) / 2e9
+
+
+def _built(model: ModelSpec) -> nn.Module:
+    if (built := skeleton(model.library, model.name)) is None:
+        raise FieldError("model", model.name, "its cost cannot be counted before loading it")
+    return built
+
+
+def check_no_budget(strategy: Strategy, given: Sequence[str]) -> None:
+    """Raise FieldError where a budget of the strategy is among the given fields, which a target solves."""
+    for name in given:
+        if name in strategy.budget_fields:
+            value = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}[name]
+            raise FieldError(
+                name,
+                value,
+                "is what target_gmacs solves; give one of them",
+                typed="is what --target_gmacs solves; give one of them",
+            )

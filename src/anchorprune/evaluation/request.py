@@ -1,0 +1,230 @@
+"""What is asked for: a model, data, a task, a pruning, and how to compute. JSON in and out; no torch.
+
+A request is what `evaluate` takes, what a result holds, and what a worker on another machine is sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anchorprune import bundled
+from anchorprune.datasets.base import DataSpec
+from anchorprune.errors import FieldError, UserError
+from anchorprune.files import fingerprint
+from anchorprune.models.base import ModelSpec
+from anchorprune.strategies.base import Strategy
+from anchorprune.tasks import task_from_dict
+from anchorprune.tasks.base import Task
+from anchorprune.tasks.zeroshot_classification import ZeroShotClassification
+
+__all__ = ["PRECISIONS", "Compute", "DataSpec", "ModelSpec", "Request", "config_hash"]
+
+VERSION = 1  # of `as_dict`'s form
+# amp: autocast in what the kind of device has for it; fp32, bf16, fp16: the weights too.
+PRECISIONS = ("amp", "amp_bf16", "fp32", "bf16", "fp16")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How to compute. What of it decides a result is the precision, and the kind of device where that says `amp`.
+
+    Attributes:
+        device: `cpu`, `cuda:1` …; None: `cuda` where there is one.
+        precision: one of `PRECISIONS`.
+        batch_size: images encoded at once.
+        num_workers: processes that decode images; 0: none.
+        clf_cache: where classifiers made of texts are kept; empty: nowhere; None: in the user's cache.
+    """
+
+    device: str | None = None
+    precision: str = "amp"
+    batch_size: int = 64
+    num_workers: int = 4
+    clf_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise FieldError("precision", self.precision, f"choose one of {', '.join(PRECISIONS)}")
+        if self.batch_size < 1:
+            raise FieldError("batch_size", self.batch_size, "must be 1 or more")
+        if self.num_workers < 0:
+            raise FieldError("num_workers", self.num_workers, "must be 0 (no worker processes) or more")
+
+    def device_name(self) -> str:
+        """The device, where none is named the one that this machine has."""
+        if self.device is not None:
+            return self.device
+        import torch  # here, so that a request can be read without it
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One evaluation.
+
+    Attributes:
+        pruning: None for the unpruned model.
+    """
+
+    model: ModelSpec
+    data: DataSpec
+    task: Task = ZeroShotClassification()
+    pruning: Strategy | None = None
+    compute: Compute = Compute()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it; `from_dict` reads it."""
+        return {
+            "version": VERSION,
+            "model": dataclasses.asdict(self.model),
+            "data": dataclasses.asdict(self.data),
+            "task": self.task.as_dict(),
+            "pruning": self.pruning.as_dict() if self.pruning else None,
+            "compute": dataclasses.asdict(self.compute),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Request:
+        """The request that `as_dict` gave.
+
+        Raises:
+            UserError: something else, another version, or a value that cannot be.
+        """
+        if not isinstance(content, Mapping) or not all(isinstance(content.get(k), Mapping) for k in _PARTS):
+            raise UserError(f"a request as JSON has the parts {', '.join(_PARTS)}")
+        if (version := content.get("version")) != VERSION:
+            raise UserError(f"a request of version {version!r}: this anchorprune reads version {VERSION}; update it")
+        pruning = content.get("pruning")
+        return cls(
+            model=_spec(ModelSpec, content["model"]),
+            data=_spec(DataSpec, content["data"]),
+            task=task_from_dict(content["task"]),
+            pruning=None if pruning is None else Strategy.from_dict(pruning),
+            compute=_spec(Compute, content["compute"]),
+        )
+
+    def unpruned(self) -> Request:
+        """The same without pruning: what requests that share one pass have in common."""
+        return dataclasses.replace(self, pruning=None)
+
+    def hash(self) -> str:
+        """16 hex digits: requests whose results must be equal have equal ones.
+
+        Files count by their content, the data set by its name, root and split.
+        """
+        model, data, compute = self.model, self.data, self.compute
+        ours = (model.name, model.pretrained) == (bundled.MODEL, bundled.TAG)
+        config: dict[str, Any] = {
+            "model": model.name,
+            "pretrained": _content(str(bundled.WEIGHTS) if ours else model.pretrained),
+            "dataset": data.name,
+            "dataset_root": data.root,
+            "split": data.split,
+            "language": data.language,
+            "task": self.task.name,
+            "custom_classname_file": _content(data.classnames),
+            "custom_template_file": _content(data.templates),
+            "precision": compute.precision,
+            # What autocast computes in depends on the kind of device.
+            "device": compute.device_name().partition(":")[0] if compute.precision == "amp" else None,
+            # Where one image of a batch chooses for all, it matters which are together.
+            "batch_size": compute.batch_size if self.pruning and self.pruning.couples_batch else None,
+            "limit": data.limit,
+            "seed": data.seed if data.limit or not model.pretrained else None,
+            "pruning": self.pruning.as_dict() if self.pruning else None,
+        }
+        for field in dataclasses.fields(self.task):
+            value = getattr(self.task, field.name)
+            if field.metadata.get("file"):
+                value = [_content(each) for each in value] if isinstance(value, tuple) else _content(value)
+            config[field.name] = value
+        if data.annotation_file:
+            config["annotation_file"] = _content(data.annotation_file)
+        if model.library != "open_clip":
+            # All that is in a model's folder: weights, configuration, words, what it does to images.
+            own = sorted(p for p in Path(model.name).glob("*") if p.is_file()) if os.path.isdir(model.name) else []
+            config |= {"model_type": model.library, "files": [[p.name, _content(str(p))] for p in own]}
+        return config_hash(config)
+
+    def flags(self) -> list[str]:
+        """What to type after `anchorprune eval` for this request."""
+        model, data, compute, task = self.model, self.data, self.compute, self.task
+        words = ["--model", model.name, "--pretrained", model.pretrained, "--dataset", data.name]
+        root = data.root.replace("{", "{{").replace("}", "}}")
+        given = {
+            "model_type": (model.library, "open_clip"),
+            "model_cache_dir": (model.cache_dir, None),
+            "dataset_root": (root, "root"),
+            "split": (data.split, "test"),
+            "language": (data.language, "en"),
+            "annotation_file": (data.annotation_file, ""),
+            "custom_classname_file": (data.classnames, None),
+            "custom_template_file": (data.templates, None),
+            "wds_cache_dir": (data.cache_dir, None),
+            "limit": (data.limit, None),
+            "seed": (data.seed, 0),
+            "task": (task.name, None),
+            **{name: (value, None) for name, value in task.changed().items()},
+            "device": (compute.device, None),
+            "precision": (compute.precision, "amp"),
+            "batch_size": (compute.batch_size, 64),
+            "num_workers": (compute.num_workers, 4),
+            "clf_cache": (compute.clf_cache, None),
+        }
+        for name, (value, default) in given.items():
+            if value != default:
+                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+        if data.skip_bad_images:
+            words.append("--skip_bad_images")
+        if self.pruning:
+            words += ["--enable_pruning", "--strategy", self.pruning.name, *self.pruning.flags().split()]
+        return words
+
+
+_PARTS = ("model", "data", "task", "compute")
+
+
+def _spec(kind: type[T], content: Mapping[str, Any]) -> T:
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(map(str, set(content) - known)):
+        raise UserError(f"a request's {kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    try:
+        return kind(**content)
+    except TypeError as error:  # a field without default is missing, or is of another type
+        raise UserError(f"a request's {kind.__name__} cannot be read ({error})") from error
+
+
+def _content(path: str | None) -> str | None:
+    return fingerprint(path) if path and os.path.isfile(path) else path
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """16 hex digits that name a configuration: equal settings, in whatever order, give equal digits.
+
+    For a file that takes part in the configuration put its `fingerprint` into `config`, not its name.
+    """
+    text = json.dumps(plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON holds it: NaN and infinities become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

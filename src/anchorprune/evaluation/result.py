@@ -1,0 +1,223 @@
+"""One evaluation, one JSON file: what it holds, how it is written, found again and read.
+
+The keys are a superset of clip_benchmark's, so its own result files can be read here and ours there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anchorprune.errors import UserError
+from anchorprune.evaluation import outcomes as outcome_files
+from anchorprune.evaluation.request import Request, plain
+from anchorprune.files import StrPath, unreadable, write_text
+from anchorprune.tasks.base import Meter, Outcomes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 2
+_REQUIRED = ("dataset", "model", "pretrained", "task", "metrics")
+# What was measured of a pruning; in version 1 it stood among the strategy's fields.
+_MEASURED = ("effective", "tokens_before", "tokens_after", "tokens_by_block")
+
+
+@dataclass
+class Attention:
+    """The attention of a few images, as `--attention_output` holds it.
+
+    Attributes:
+        weights: of each block, `[B, H, N, N]`.
+        kept: `[B, K]`, the tokens that reach the end.
+        tokens_before: N of the first block.
+    """
+
+    weights: list[Tensor]
+    kept: Tensor
+    tokens_before: int
+
+    def as_dict(self, model: str, pretrained: str, dataset: str) -> dict[str, Any]:
+        batch, heads = self.weights[0].shape[:2]
+        return {
+            "attention_weights": self.weights,
+            "kept_indices": self.kept,
+            "model": model,
+            "pretrained": pretrained,
+            "dataset": dataset,
+            "num_layers": len(self.weights),
+            "shape_info": {
+                "images": batch,
+                "heads": heads,
+                "tokens_before": self.tokens_before,
+                "tokens_after": self.kept.shape[1],
+                "layers": [list(weights.shape) for weights in self.weights],
+            },
+        }
+
+    @property
+    def megabytes(self) -> float:
+        return sum(weights.nbytes for weights in self.weights) / 1e6
+
+
+@dataclass
+class Part:
+    """What a shard has measured and a whole result is made of."""
+
+    meter: Meter
+    keep_scores: bool
+
+    def merged(self, other: Part) -> Part:
+        """This part with the other's samples."""
+        self.meter.merge(other.meter)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """What one request found.
+
+    Attributes:
+        request: what was asked for.
+        metrics: by name; the task's primary one among them.
+        pruning: the strategy as JSON holds it, with `measured`: whether it dropped anything (`effective`),
+            `tokens_before`, `tokens_after`, `tokens_by_block`; None unpruned.
+        cost: `gmacs`, `gmacs_dense` (multiply-adds of an image in billions), `images_per_second` of the encoder,
+            `seconds`, `peak_memory_mb` (MiB).
+        n_samples, n_total, n_bad_images: images evaluated, in the data set, and not readable.
+        model_options: how the model was built, where that differs from its config.
+        environment: versions, device, dtype, threads.
+        config_hash: of the request; None where its model or data were objects, which no name finds again.
+        outcomes: each sample's score, where it was asked for; not in the JSON but in a file beside it.
+        classes, templates: those of the data set; in the JSON on request only.
+        artifacts: what else was made: `classifier`, `attention`; not in the JSON.
+        part: what `merge` needs; None in a result that is whole.
+    """
+
+    request: Request
+    metrics: dict[str, float]
+    pruning: dict[str, Any] | None
+    cost: dict[str, Any]
+    n_samples: int
+    n_total: int
+    n_bad_images: int
+    model_options: dict[str, Any]
+    environment: dict[str, Any]
+    config_hash: str | None = None
+    outcomes: Outcomes | None = None
+    classes: list[str] | None = None
+    templates: Any = None
+    artifacts: dict[str, Any] = field(default_factory=dict, repr=False)
+    part: Part | None = field(default=None, repr=False)
+
+    def finished(self) -> Result:
+        """The whole result of a part: its meter read.
+
+        Raises:
+            UserError: not one sample was seen.
+        """
+        if self.part is None:
+            return self
+        if not self.n_samples:
+            raise UserError(f"{self.request.data.name}: no image of it can be read")
+        scores = self.part.meter.scores() if self.part.keep_scores else None
+        return dataclasses.replace(self, metrics=self.part.meter.compute(), outcomes=scores, part=None)
+
+    @property
+    def primary(self) -> float:
+        """The task's primary metric."""
+        return self.metrics[self.request.task.primary]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file holds it."""
+        request = self.request
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "dataset": request.data.name,
+            "model": request.model.name,
+            "pretrained": request.model.pretrained,
+            "task": request.task.name,
+            "language": request.data.language,
+            "split": request.data.split,
+            "metrics": self.metrics,
+            "pruning": self.pruning,
+            "cost": self.cost,
+            "n_samples": self.n_samples,
+            "n_total": self.n_total,
+            "n_bad_images": self.n_bad_images,
+            "limit": request.data.limit,
+            "seed": request.data.seed,
+            "batch_size": request.compute.batch_size,
+            "model_options": self.model_options,
+            "environment": self.environment,
+            "config_hash": self.config_hash,
+            "request": request.as_dict(),
+        }
+
+    def save(self, path: StrPath, **more: Any) -> None:
+        """Write the result, and its outcomes beside it where there are any; each file whole or not at all.
+
+        Args:
+            more: further keys of the JSON.
+        """
+        content = {**self.to_dict(), **more}
+        if self.outcomes is not None:
+            outcome_files.write(self.outcomes, outcome_files.path_for(path), self.config_hash)
+            content["outcomes"] = outcome_files.path_for(path).name
+        write(content, path)
+
+
+def write(result: Mapping[str, Any], path: StrPath) -> None:
+    """Write a result as strict JSON (NaN and infinities become null), all of it or nothing.
+
+    A failure or an interruption leaves an earlier file at `path` as it was.
+    """
+    write_text(json.dumps(plain(result), indent=2, allow_nan=False) + "\n", path)
+
+
+def read(path: StrPath) -> dict[str, Any]:
+    """The result in the file, in the form of today; clip_benchmark's own included (its NaN is None here).
+
+    UserError, naming the file, if it is missing, is not JSON or is not a result.
+    """
+    try:
+        result = json.loads(Path(path).read_bytes(), parse_constant=lambda _: None)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); name a result file of 'eval'") from error
+    if not isinstance(result, dict) or not isinstance(result.get("metrics", {}), dict):
+        raise UserError(f"{path}: JSON, but not the result of an evaluation; name a result file of 'eval'")
+    if missing := [key for key in _REQUIRED if key not in result]:
+        raise UserError(
+            f"{path}: not the result of an evaluation, it has no {', '.join(missing)}; name a result file of 'eval'"
+        )
+    return _of_today(result)
+
+
+def _of_today(result: dict[str, Any]) -> dict[str, Any]:
+    """A result of schema version 1 in the form of version 2."""
+    pruning = result.get("pruning")
+    if result.get("schema_version") != 1 or not isinstance(pruning, dict):
+        return result
+    own = {key: value for key, value in pruning.items() if key not in _MEASURED}
+    return {**result, "pruning": {**own, "measured": {key: pruning.get(key) for key in _MEASURED}}}
+
+
+def is_done(path: StrPath, config_hash: str, *, pruned: bool) -> bool:
+    """Whether `--skip_existing` may skip: the file holds the result of this very configuration.
+
+    A result without a hash was written by clip_benchmark, which cannot prune: it counts for an unpruned run
+    (`pruned=False`) only. A broken file is not done.
+    """
+    try:
+        result = read(path)
+    except UserError:
+        return False
+    if result.get("config_hash") is None:
+        return not pruned and not result.get("pruning") and "schema_version" not in result
+    return bool(result["config_hash"] == config_hash)

@@ -1,0 +1,104 @@
+"""Frozen dataclasses whose fields are also flags and JSON: strategies and tasks.
+
+A field's default says of what kind it is; its help and what a string may be stand beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+from anchorprune.errors import FieldError
+
+
+def option(
+    default: Any, help: str, choices: Sequence[str] | None = None, kind: type | None = None, file: bool = False
+) -> Any:
+    """A dataclass field that is also a flag: `help` says what it is, `choices` what a string may be.
+
+    Args:
+        kind: of each value of a tuple, which is a flag that takes several.
+        file: whether it names a file, or several, whose content decides and not its name.
+    """
+    metadata = {"help": help, "choices": choices, "kind": kind, "file": file}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """What strategies and tasks share. The first line of a subclass's docstring is what `--help` says of it."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata.get("choices")
+            if choices and value not in choices:
+                raise FieldError(field.name, value, f"choose one of {', '.join(choices)}")
+            if isinstance(field.default, tuple):
+                values = value if isinstance(value, (tuple, list)) else (value,)
+                one = field.metadata["kind"]
+                object.__setattr__(self, field.name, tuple(_number(field.name, each, one) for each in values))
+            elif isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+                object.__setattr__(self, field.name, _number(field.name, value, type(field.default)))
+
+    def values(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not their defaults."""
+        own = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        return {name: value for name, (value, default) in own.items() if value != default}
+
+    def apart_from(self, other: Fields) -> dict[str, Any]:
+        """The fields in which this differs from another of its kind, and that are given here."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in own.items() if value not in ((), getattr(other, name))}
+
+    def flags(self, only: Mapping[str, Any] | None = None) -> str:
+        """What to type for this where its fields are not the defaults; or for these fields of it."""
+        return " ".join(
+            f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in (self.changed() if only is None else only).items()
+        )
+
+    def spelled(self, only: Mapping[str, Any] | None = None) -> str:
+        """`flags` as one writes them in Python: `keep_patches=66, gamma=0.5`."""
+        changed = (self.changed() if only is None else only).items()
+        return ", ".join(f"{k}={v[0] if isinstance(v, tuple) and len(v) == 1 else v!r}" for k, v in changed)
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> Any:
+        """One with these fields.
+
+        Raises:
+            FieldError: a field that it does not have, or a value that a field cannot have.
+        """
+        own = [field.name for field in dataclasses.fields(cls)]
+        for name, value in given.items():
+            if name not in own:
+                has = f"it has {', '.join(own)}" if own else "it has none"
+                raise FieldError(name, value, f"{_kind(cls)} {cls.name!r} has no such field; {has}")
+        return cls(**given)
+
+
+def _kind(cls: type[Fields]) -> str:
+    """Strategy or task: the class next to `Fields` among the ancestors."""
+    line = cls.__mro__
+    return line[line.index(Fields) - 1].__name__.lower()
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    """One kind of number whatever came in (a NumPy integer, 1 for 1.0), so that equal settings are equal."""
+    if kind is str:
+        return str(value)
+    whole = kind is int
+    if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
+        raise FieldError(name, value, f"must be a {'whole ' if whole else ''}number")
+    number: Any = value
+    return int(number) if whole else float(number)

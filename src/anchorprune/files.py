@@ -1,0 +1,119 @@
+"""The files that anchorprune writes, all of each or nothing; fingerprints, output folders and the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from anchorprune.errors import FieldError, UserError
+
+StrPath = str | os.PathLike[str]
+
+
+def user_cache() -> Path:
+    """`anchorprune` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anchorprune"
+
+
+def fingerprint(path: StrPath) -> str:
+    """The sha256 of the file's content, as hex (about 0.6 s a GB). UserError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def output_folder(flag: str, path: StrPath, page: str = "report.html") -> Iterator[Path]:
+    """The folder that results go to, there and writable; one made here does not stay behind empty.
+
+    Raises:
+        UserError: it cannot be had, or the page that will be written in it is a folder.
+    """
+    target, made = Path(path), not os.path.lexists(path)
+    if not made and not target.is_dir():
+        raise FieldError(flag, str(path), "is a file; name a folder")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as error:
+        raise FieldError(
+            flag, str(path), f"cannot write there ({error.strerror or error}); name another folder"
+        ) from error
+    if (target / page).is_dir():
+        raise FieldError(flag, str(path), f"{page} in it is a folder; name another folder")
+    try:
+        yield target
+    finally:
+        if made:
+            with suppress(OSError):  # not empty, as it should be
+                target.rmdir()
+
+
+def check_output(path: StrPath, flag: str = "output") -> None:
+    """Raise UserError unless a file can be written at `path`. For use before the work; leaves nothing behind."""
+    target = real_path(path)
+    folder = target.parent
+    try:
+        # Renaming over /dev/null, run as root, would replace the device by a file.
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "not a regular file"
+            raise FieldError(flag, str(path), f"this is {kind}; name a file")
+        if not folder.is_dir():
+            raise FieldError(flag, str(path), f"there is no folder {folder}; make it first or name another")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise FieldError(flag, str(path), f"cannot write in {folder} ({reason}); name another file") from error
+
+
+def real_path(path: StrPath) -> Path:
+    """Where the file really is: a rename onto a symbolic link would replace the link."""
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def replacing(path: StrPath) -> Iterator[Path]:
+    """A temporary file beside `path`, to be written within; it takes the place of `path` at the end, all or nothing.
+
+    A failure or an interruption leaves an earlier file at `path` as it was.
+    """
+    target = real_path(path)
+    # In the same folder, because a rename is atomic within one file system only; by chance, because process ids
+    # collide between machines on shared storage; not named .json, so that `build` never takes it for a result.
+    temporary = target.parent / f".anchorprune-{secrets.token_hex(8)}.tmp"
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(content: bytes, path: StrPath) -> None:
+    """Write a file, all of it or nothing."""
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        file.write(content)
+
+
+def write_text(text: str, path: StrPath) -> None:
+    """Write a file as UTF-8, all of it or nothing; its line ends stay as they are."""
+    write_bytes(text.encode("utf-8", "surrogateescape"), path)
+
+
+def unreadable(path: StrPath, error: OSError) -> UserError:
+    """The sentence for a file that cannot be read."""
+    reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+    return UserError(f"{path}: {reason}; name a file that can be read")

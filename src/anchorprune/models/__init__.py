@@ -1,0 +1,56 @@
+"""Whole CLIP-like models by their names: each file of this folder knows one library's way to find and load them.
+
+A file has `check(model, pretrained, cache_dir)`, which raises UserError for what can be known to be wrong before
+anything is loaded; `skeleton(model)`, the model without weights or None; and `load(…) -> LoadedModel`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from anchorprune.models.base import LoadedModel, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# By what `--model_type` calls them.
+LIBRARIES = {"open_clip": "open_clip", "hf": "huggingface", "timm": "timm"}
+
+
+def library(model_type: str) -> Any:
+    """The file of this folder for this `--model_type`."""
+    return importlib.import_module(f"{__name__}.{LIBRARIES[model_type]}")
+
+
+@functools.lru_cache(maxsize=1)
+def skeleton(model_type: str, model: str) -> nn.Module | None:
+    """A model without weights, to look at its tower before it is loaded; None where that cannot be had.
+
+    The last one is kept. Leave it as it is.
+    """
+    built: nn.Module | None = library(model_type).skeleton(model)
+    return built
+
+
+def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -> LoadedModel:
+    """The model that `spec` names, in evaluation mode on `device`.
+
+    Args:
+        precision: of the weights, by open_clip's name: fp32, bf16, fp16.
+        seed: of random weights, where none are named.
+
+    Raises:
+        UserError: an unknown model or weights that cannot be had; the sentence says why.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        loaded: LoadedModel = library(spec.library).load(
+            spec.name, spec.pretrained, cache_dir=spec.cache_dir, device=device, precision=precision
+        )
+    loaded.spec = spec
+    return loaded

@@ -1,0 +1,119 @@
+"""Hugging Face transformers: a CLIP-like model from a folder or a hub."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from anchorprune.errors import FieldError, UserError
+from anchorprune.models.base import LoadedModel
+
+CHINESE_LENGTH = 52  # tokens that Chinese CLIP was trained with; its BERT could take more
+
+
+class HuggingFaceCLIP(nn.Module):
+    """A transformers model with the methods that `evaluate` calls."""
+
+    # Of the image tower the pooled output alone, so that pruning need not keep the last block's patches.
+    reads_pooled_features: ClassVar[bool] = True
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        # BERT, the text tower of Chinese CLIP, would read the padding.
+        self._pad = model.config.text_config.pad_token_id if model.config.model_type == "chinese_clip" else None
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return _pooled(self.model.get_image_features(pixel_values=images))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        mask = {} if self._pad is None else {"attention_mask": tokens.ne(self._pad).long()}
+        return _pooled(self.model.get_text_features(input_ids=tokens, **mask))
+
+
+def _pooled(output: Any) -> Tensor:
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
+
+
+def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
+    """Raise UserError unless `model` is a folder or a hub's model that transformers has an image and a text tower for.
+
+    `pretrained` has no meaning: these models come with their weights.
+    """
+    _configs[model] = _config(model, cache_dir)
+
+
+_configs: dict[str, Any] = {}  # of what was checked, by name
+
+
+def _config(model: str, cache_dir: str | None) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("--model_type hf: needs transformers: pip install transformers") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(model, cache_dir=cache_dir)
+    except Exception as error:  # of the hub's clients, of JSON, of transformers itself
+        raise _loading_error(model, error) from error
+    if config.model_type not in ("clip", "chinese_clip", "siglip"):
+        raise FieldError(
+            "model",
+            model,
+            f"is a {config.model_type} model; CLIP, Chinese CLIP and SigLIP of transformers can be evaluated",
+        )
+    return config
+
+
+def _loading_error(model: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return FieldError("model", model, f"cannot be loaded by transformers ({reason})")
+
+
+def skeleton(model: str) -> nn.Module | None:
+    """A model that was checked, without weights, to look at its tower before anything large is read."""
+    import transformers
+
+    with torch.device("meta"):
+        built: nn.Module = transformers.AutoModel.from_config(_configs[model])
+    return built
+
+
+def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
+    """A transformers model with its image processor and tokenizer.
+
+    Args:
+        model: a folder, or a name on the hub.
+        pretrained: has no meaning.
+        precision: of the weights, by open_clip's name: fp32, bf16, fp16.
+
+    Raises:
+        UserError: no such model, weights that are damaged or missing, no network.
+    """
+    config = _config(model, cache_dir)
+    import transformers
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    options = {"cache_dir": cache_dir}
+    try:
+        built = transformers.AutoModel.from_pretrained(model, **options)
+        processor = transformers.AutoImageProcessor.from_pretrained(model, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options)
+    except Exception as error:
+        raise _loading_error(model, error) from error
+    length = config.text_config.max_position_embeddings if config.model_type != "chinese_clip" else CHINESE_LENGTH
+
+    def transform(image: Any) -> Tensor:
+        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    def tokenize(texts: list[str]) -> Tensor:
+        # Padded to full length as in training: SigLIP reads the last position.
+        encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        ids: Tensor = encoded["input_ids"]
+        return ids
+
+    # Cast here: what the precision is called in from_pretrained, and what it is without, depends on the version.
+    return LoadedModel(HuggingFaceCLIP(built).eval().to(device, dtype), transform, tokenize)

@@ -1,0 +1,186 @@
+"""Many ways of pruning in one pass over the data, and which of them are worth their compute."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from anchorprune.evaluation import preflight
+from anchorprune.evaluation.request import Request
+from anchorprune.evaluation.result import Result
+from anchorprune.evaluation.statistics import bootstrap_difference, mcnemar, wilson
+from anchorprune.files import StrPath, write_text
+from anchorprune.models.base import LoadedModel
+from anchorprune.pruning.budget import solve
+from anchorprune.report.frontier import Measured
+from anchorprune.strategies import registry
+from anchorprune.strategies.base import Strategy
+from anchorprune.studies.ways import UNPRUNED, Wanted, Way, evaluate_ways, mean_scores, ways_of
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What each way of pruning found, the unpruned model first.
+
+    Attributes:
+        request: what all ways have in common.
+        ways: what was tried.
+        results: of each way those of its draws.
+    """
+
+    request: Request
+    ways: Sequence[Way]
+    results: Sequence[Sequence[Result]]
+
+    @property
+    def points(self) -> list[Measured]:
+        """What each way cost and kept, beside the unpruned model in the same pass."""
+        return [_measured(way, found, self.results[0][0]) for way, found in zip(self.ways, self.results, strict=True)]
+
+    def to_text(self) -> str:
+        """A table, and the commands of the ways that no other beats."""
+        from anchorprune.report.frontier import as_text
+
+        return as_text(self.points)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request and the rows of the table."""
+        from anchorprune.report.frontier import rows
+
+        return {"request": self.request.as_dict(), "points": rows(self.points)}
+
+    def to_csv(self) -> str:
+        """The rows of the table as CSV."""
+        from anchorprune.report.csv import csv_text
+        from anchorprune.report.frontier import rows
+
+        return csv_text(rows(self.points))
+
+    def to_html(self, command: str = "") -> str:
+        """A page with the charts, the table and the commands; offline, without scripts.
+
+        Args:
+            command: what to type to get this page.
+        """
+        from anchorprune.report import sweep_page
+
+        facts = _facts(self.results[0][0])
+        return sweep_page.render(self.points, title=self._title, facts=facts, command=command)
+
+    def save(self, folder: StrPath, command: str = "") -> list[Path]:
+        """Write a result for each draw of each way, with its outcomes, and sweep.csv, sweep.png and report.html.
+
+        Returns:
+            The files of the results.
+        """
+        from anchorprune.report.sweep_chart import write_png
+
+        files = [Path(folder) / file_name(result.request.pruning) for found in self.results for result in found]
+        for file, result in zip(files, (result for found in self.results for result in found), strict=True):
+            result.save(file)
+        write_text(self.to_csv(), Path(folder) / "sweep.csv")
+        write_png(self.points, Path(folder) / "sweep.png", self._title)
+        write_text(self.to_html(command), Path(folder) / "report.html")
+        return files
+
+    @property
+    def _title(self) -> str:
+        model = self.request.model
+        return f"{model.name} {model.pretrained} on {self.request.data.name}"
+
+
+def sweep(
+    request: Request,
+    strategies: Sequence[str | Strategy | Wanted] | None = None,
+    *,
+    target_gmacs: Sequence[float] | None = None,
+    model: LoadedModel | None = None,
+    dataset: Any = None,
+    progress: bool = True,
+) -> Sweep:
+    """Evaluate many ways of pruning, and the unpruned model, in one pass.
+
+    Args:
+        request: without a pruning.
+        strategies: names or strategies; None: every strategy there is.
+        target_gmacs: solve each strategy's budget for each of these; None: the budgets as they are.
+        model, dataset: your own, as in `evaluate`.
+        progress: a bar, where standard error is a terminal.
+
+    Raises:
+        UserError: something in the input is wrong. What can be known before the work starts is raised before it.
+    """
+    ways = plan(request, strategies, target_gmacs, model)
+    results = evaluate_ways(request, ways, model=model, dataset=dataset, progress=progress)
+    return Sweep(request, ways, results)
+
+
+def plan(
+    request: Request,
+    strategies: Sequence[str | Strategy | Wanted] | None,
+    target_gmacs: Sequence[float] | None,
+    model: LoadedModel | None = None,
+) -> list[Way]:
+    """The ways that a sweep tries, the unpruned one first; UserError for what is wrong before the work starts."""
+    if model is None:
+        preflight.check([request])
+        solver = partial(preflight.solved, request.model)
+    else:
+        solver = partial(_solved, model)
+    return [UNPRUNED, *ways_of(list(registry()) if strategies is None else strategies, target_gmacs, solver)]
+
+
+def _solved(model: LoadedModel, strategy: Strategy, target_gmacs: float | None) -> Strategy:
+    return strategy if target_gmacs is None else solve(model.model, strategy, target_gmacs)
+
+
+def file_name(strategy: Strategy | None) -> str:
+    """What the result of this way is called in a sweep's folder."""
+    name = f"{strategy.name} {strategy.flags()}" if strategy else "unpruned"
+    return re.sub(r"[^\w.]+", "_", name.strip()) + ".json"
+
+
+def _measured(way: Way, found: Sequence[Result], unpruned: Result) -> Measured:
+    scores, dense = mean_scores(found), mean_scores([unpruned])
+    accuracy = fmean(scores)
+    low, high = wilson(accuracy, len(scores))
+    against = bootstrap_difference(scores, dense) if way.strategies else None
+    whole = all(score in (0, 1) for score in [*scores, *dense])
+    return Measured(
+        name=way.name,
+        flags=way.flags,
+        metric=found[0].request.task.primary,
+        gmacs=found[0].cost["gmacs"],
+        images_per_second=fmean(one.cost["images_per_second"] for one in found),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        difference=against.value if against else None,
+        difference_low=against.low if against else None,
+        difference_high=against.high if against else None,
+        # Of draws, and of scores between right and wrong, there is no one pair of outcomes to test.
+        p_value=mcnemar(scores, dense) if against and whole else None,
+        draws=len(found),
+        command=shlex.join(["anchorprune", "eval", *found[0].request.flags()]),
+    )
+
+
+def _facts(result: Result) -> dict[str, str]:
+    """How it was measured, for the page."""
+    environment, data = result.environment, result.request.data
+    return {
+        "Images": f"{result.n_samples} of {result.n_total}, seed {data.seed}",
+        "Machine": f"{environment['device_name']} ({environment['device']}, {environment['threads']} threads)",
+        "Precision": environment["dtype"],
+        "Batch size": str(result.request.compute.batch_size),
+        "Versions": f"anchorprune {environment['anchorprune']}, torch {environment['torch']}, "
+        f"open_clip {environment['open_clip']}",
+        "Timing": "all ways in turns, batch by batch, in one process; blocks that a way does not prune yet count with "
+        "the time that the unpruned tower took for them",
+    }

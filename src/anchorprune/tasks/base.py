@@ -1,0 +1,165 @@
+"""What a task is: its fields, what it prepares once, and the meter that each way of pruning gets.
+
+A task's fields are flags of the command line, keys of the request's JSON and part of its hash, as a strategy's are.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from anchorprune.datasets.base import EvalDataset
+from anchorprune.fields import Fields, option
+from anchorprune.models.base import LoadedModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
+
+    from anchorprune.datasets.sampling import Batch
+
+__all__ = ["Bench", "EncodeSplit", "Meter", "Outcomes", "Task", "option"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What became of each sample in one evaluation, in the data set's order.
+
+    Attributes:
+        keys: n names, those of `EvalDataset.keys`, or what else a task scores one by one.
+        scores: float64 `[n]`, 0 … 1, whose mean is the task's primary metric.
+        details: what else is known of each, whole numbers `[n]` by name, such as `targets` and `predictions`.
+
+    Raises:
+        ValueError: not one number of that kind for each key.
+    """
+
+    keys: tuple[str, ...]
+    scores: NDArray[np.float64]
+    details: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", tuple(self.keys))
+        object.__setattr__(self, "scores", self._array("scores", self.scores, "iufb").astype("float64"))
+        if not ((self.scores >= 0) & (self.scores <= 1)).all():  # false for NaN too
+            raise ValueError("scores are not all between 0 and 1")
+        details = {name: self._array(name, value, "iu").astype("int64") for name, value in self.details.items()}
+        object.__setattr__(self, "details", details)
+
+    @classmethod
+    def of_classes(cls, keys: tuple[str, ...], targets: ArrayLike, predictions: ArrayLike) -> Outcomes:
+        """Of single-label classification: the class that each image has and the one it was given."""
+        import numpy as np  # here, so that `--help` does not wait for it
+
+        of = cls(keys, np.zeros(len(keys)), {"targets": np.asarray(targets), "predictions": np.asarray(predictions)})
+        return dataclasses.replace(of, scores=of.details["targets"] == of.details["predictions"])
+
+    def _array(self, name: str, value: ArrayLike, kinds: str) -> NDArray[Any]:
+        import numpy as np
+
+        array = np.asarray(value)
+        if array.shape != (len(self.keys),) or array.dtype.kind not in kinds:
+            what = "whole number" if kinds == "iu" else "number"
+            raise ValueError(
+                f"{name} are {array.dtype} {list(array.shape)}, not one {what} for each of {len(self.keys)} samples"
+            )
+        return array
+
+
+class Meter(Protocol):
+    """The metrics of one way of pruning, batch by batch; of several shards they are merged."""
+
+    def update(self, out: Tensor, batch: Batch) -> None:
+        """Take what `Task.forward` gave for a batch: normalised features `[B, D]`, unless it says otherwise."""
+
+    def merge(self, other: Any) -> None:
+        """Take what another meter of the same task saw: samples of its own."""
+
+    def compute(self) -> dict[str, float]:
+        """The metrics, by name. The same whatever the order of the batches and of the merges."""
+
+    def scores(self) -> Outcomes | None:
+        """What became of each sample, in the data set's order; None where the metric is none of single samples.
+
+        Only where `Bench.keep_scores` asked for it.
+        """
+
+
+EncodeSplit = Callable[[EvalDataset], Iterator[tuple["Tensor", "Batch"]]]
+
+
+@dataclass
+class Bench:
+    """What a task has to work with.
+
+    Attributes:
+        loaded: the model, unpruned.
+        dataset: what is evaluated.
+        open_split: another split of the same data set, by name.
+        device, autocast: what to compute on and in.
+        precision: what that is called, to name what is cached.
+        cache_dir: where what was made of texts may be kept; None: nowhere.
+        keep_scores: whether meters have to know each sample's score.
+    """
+
+    loaded: LoadedModel
+    dataset: EvalDataset
+    open_split: Callable[[str], EvalDataset]
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    precision: str
+    cache_dir: str | None = None
+    keep_scores: bool = False
+
+
+@dataclass(frozen=True)
+class Task(Fields, ABC):
+    """What is measured: a frozen dataclass of its settings."""
+
+    name: ClassVar[str]
+    # What data it takes: `classes` (one label an image) or `labels` (several).
+    kinds: ClassVar[tuple[str, ...]] = ("classes",)
+    # The metric that ways of pruning are compared by: a share, 0 … 1, more is better.
+    primary: ClassVar[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`{"task": name, field: value, …}`, as a request's JSON has it."""
+        return {"task": self.name, **self.values()}
+
+    def check(self) -> None:
+        """Raise UserError for what can be found wrong before a model is loaded, such as a file that is not there."""
+        return
+
+    def forward(self, model: Any, images: Tensor) -> Tensor:
+        """What is measured of the pruned model: the images' features."""
+        features: Tensor = model.encode_image(images)
+        return features
+
+    @abstractmethod
+    def prepare(self, bench: Bench) -> Any:
+        """What all ways of pruning share, made once by the unpruned model: a classifier, say.
+
+        Raises:
+            UserError: data, or a model, that the task cannot use.
+        """
+
+    @abstractmethod
+    def meter(self, prepared: Any, encode_split: EncodeSplit) -> Meter:
+        """A meter for one way of pruning.
+
+        Args:
+            prepared: what `prepare` gave.
+            encode_split: gives what `forward` gives of all samples of another split, batch by batch, through the same
+                pruning.
+        """
+
+    def artifacts(self, prepared: Any) -> dict[str, Any]:
+        """What of it somebody may want to keep, by name; tensors."""
+        return {}

@@ -1,0 +1,194 @@
+"""`Request`: JSON in and out, equal hashes for equal requests, and the command line that means the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import anchorprune
+from anchorprune import Compute, DataSpec, ModelSpec, Request, UserError, ZeroShotClassification
+from anchorprune.commands import build_parser
+from anchorprune.commands._flags import given_fields
+from anchorprune.commands._requests import requests_of
+from anchorprune.strategies import make_strategy, registry
+
+PLAIN = Request(model=ModelSpec(name="ViT-B-16", pretrained="openai"), data=DataSpec(name="cifar10"))
+
+text = st.text("ab/é {}'\"", min_size=1, max_size=8)
+words = st.text("abc._/", min_size=1, max_size=8).filter(lambda word: not word.startswith("-"))
+prunings = st.none() | st.sampled_from(
+    [
+        make_strategy("anchor", k_anchors=3, score_norm="minmax"),
+        make_strategy("coarse", keep_patches=(66,), grid_share=0.25),
+        make_strategy("random", prune_layers=(2, 4), keep_ratio=(0.5, 0.25), draw_seed=7),
+        make_strategy("tome", r=13),
+    ]
+)
+requests = st.builds(
+    Request,
+    model=st.builds(
+        ModelSpec,
+        name=words,
+        pretrained=words,
+        library=st.sampled_from(["open_clip"]),
+        cache_dir=st.none() | words,
+    ),
+    data=st.builds(
+        DataSpec,
+        name=words,
+        root=text,
+        split=words,
+        language=st.sampled_from(["en", "jp"]),
+        annotation_file=st.just("") | words,
+        classnames=st.none() | words,
+        templates=st.none() | words,
+        cache_dir=st.none() | words,
+        limit=st.none() | st.integers(1, 1000),
+        seed=st.integers(0, 9),
+        skip_bad_images=st.booleans(),
+    ),
+    task=st.builds(ZeroShotClassification, load_clfs=st.lists(words, max_size=2).map(tuple)),
+    pruning=prunings,
+    compute=st.builds(
+        Compute,
+        device=st.none() | st.sampled_from(["cpu", "cuda:1"]),
+        precision=st.sampled_from(["amp", "fp32", "bf16"]),
+        batch_size=st.integers(1, 100),
+        num_workers=st.integers(0, 8),
+        clf_cache=st.none() | st.just("") | words,
+    ),
+)
+
+
+@given(requests)
+def test_json_and_back_is_the_same_request(request_: Request) -> None:
+    assert Request.from_dict(json.loads(json.dumps(request_.as_dict()))) == request_
+
+
+@given(requests)
+def test_its_flags_mean_the_same_request(request_: Request) -> None:
+    args = build_parser().parse_args(["eval", *request_.flags()])
+    [typed] = requests_of(args)
+    pruning = make_strategy(args.strategy, **given_fields(args)) if args.enable_pruning else None
+    assert dataclasses.replace(typed, pruning=pruning) == request_
+
+
+@given(requests, requests)
+def test_equal_requests_have_equal_hashes(one: Request, other: Request) -> None:
+    again = Request.from_dict(one.as_dict())
+    assert again.hash() == one.hash()
+    decides = [
+        dataclasses.replace(of, compute=Compute(device="cpu", precision=of.compute.precision)) for of in (one, other)
+    ]
+    if one.hash() == other.hash():  # then all that decides is equal: what differs is how it is computed
+        models = [dataclasses.replace(of.model, cache_dir=None) for of in decides]
+        assert models[0] == models[1]
+        assert decides[0].pruning == decides[1].pruning
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": ModelSpec(name="ViT-B-32", pretrained="openai")},
+        {"model": ModelSpec(name="ViT-B-16", pretrained="laion400m_e32")},
+        {"data": DataSpec(name="cifar100")},
+        {"data": DataSpec(name="cifar10", split="train")},
+        {"data": DataSpec(name="cifar10", root="elsewhere")},
+        {"data": DataSpec(name="cifar10", language="jp")},
+        {"data": DataSpec(name="cifar10", limit=9)},
+        {"data": DataSpec(name="cifar10", annotation_file="a.json")},
+        {"task": ZeroShotClassification(load_clfs=("clf.pt",))},
+        {"pruning": make_strategy("tome")},
+        {"compute": Compute(precision="fp32")},
+    ],
+)
+def test_whatever_decides_a_result_is_in_the_hash(change: dict[str, Any]) -> None:
+    assert dataclasses.replace(PLAIN, **change).hash() != PLAIN.hash()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"compute": Compute(batch_size=1, num_workers=0, clf_cache="c")},
+        {"model": ModelSpec(name="ViT-B-16", pretrained="openai", cache_dir="c")},
+        {"data": DataSpec(name="cifar10", seed=3)},  # without a limit nothing is drawn
+        {"data": DataSpec(name="cifar10", cache_dir="c")},
+    ],
+)
+def test_what_decides_nothing_is_not(change: dict[str, Any]) -> None:
+    assert dataclasses.replace(PLAIN, **change).hash() == PLAIN.hash()
+
+
+def test_the_batch_size_decides_where_one_image_chooses_for_all() -> None:
+    for strategy, decides in (
+        (make_strategy("anchor", selection="first_image"), True),
+        (make_strategy("anchor"), False),
+    ):
+        hashes = {
+            dataclasses.replace(PLAIN, pruning=strategy, compute=Compute(batch_size=size)).hash() for size in (1, 2)
+        }
+        assert len(hashes) == (2 if decides else 1)
+
+
+def test_a_request_knows_no_torch() -> None:
+    code = (
+        "import sys, json\nfrom anchorprune import Request\n"
+        f"request = Request.from_dict(json.loads({json.dumps(json.dumps(PLAIN.as_dict()))}))\n"
+        "assert request.model.name == 'ViT-B-16'\nassert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 2}, "version 2: this anchorprune reads version 1"),
+        ({"model": None}, "has the parts model, data, task, compute"),
+        ({"model": {"name": "x", "nam": 1}}, "ModelSpec has no nam; it has"),
+        ({"data": {}}, "DataSpec cannot be read"),
+        ({"data": {"name": "x", "limit": 0}}, "limit=0: must be 1 or more"),
+        ({"task": {"task": "zeroshot"}}, "unknown task 'zeroshot'"),
+        ({"task": {"task": "zeroshot_classification", "k": 1}}, "has no such field"),
+        ({"pruning": {"strategy": "tom"}}, "unknown strategy 'tom'"),
+        ({"pruning": {"strategy": "tome", "r": -1}}, "r=-1: must be 0"),
+        ({"pruning": []}, "a strategy as JSON is"),
+        ({"compute": {"precision": "fp8"}}, "precision='fp8': choose one of"),
+    ],
+)
+def test_a_request_that_cannot_be_is_one_line(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Request.from_dict({**PLAIN.as_dict(), **change})
+
+
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_a_strategy_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    strategy = make_strategy(name)
+    strategy.save(tmp_path / "s.json")
+    assert anchorprune.Strategy.load(tmp_path / "s.json") == strategy
+    assert json.loads((tmp_path / "s.json").read_text()) == strategy.to_dict()
+    assert anchorprune.Strategy.from_dict(strategy.as_dict()) == strategy  # as it stands in a result
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", r"s\.json: not JSON"),
+        ("[]", r"s\.json: a strategy as JSON is"),
+        ('{"strategy": "tome", "version": 9}', r"s\.json: a strategy of version 9"),
+        ('{"strategy": "tome", "s": 1}', r"s\.json: s=1: strategy 'tome' has no such field; it has r"),
+    ],
+)
+def test_a_file_that_is_no_strategy_is_one_line(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        anchorprune.Strategy.load(tmp_path / "s.json")
+    with pytest.raises(UserError, match=r"gone\.json: no such file"):
+        anchorprune.Strategy.load(tmp_path / "gone.json")
