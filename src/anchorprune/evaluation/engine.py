@@ -201,8 +201,6 @@ class _Pass:
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Their results. Each pruning is in force throughout, in a copy of the model where there are several."""
         base, model, device, task = self.base, self.loaded.model, self.runtime.device, self.base.task
-        if any(request.pruning for request in requests) and not isinstance(model, torch.nn.Module):
-            raise UserError(f"cannot prune {type(model).__name__}: a model of your own has to be a torch.nn.Module")
         dense_flops = flops_of(model)
         with ExitStack() as prunings:
             encoders = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -18,6 +20,8 @@ def find_tower(model: nn.Module) -> Tower:
     Raises:
         UserError: the model cannot be pruned, or there are several towers in it; the sentence says why.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"cannot prune {type(model).__name__}: it is no torch.nn.Module")
     if any(isinstance(part, nn.DataParallel) for part in model.modules()):
         raise UserError(
             "cannot prune nn.DataParallel: its replicas would share one record of the kept tokens; "
@@ -28,7 +32,7 @@ def find_tower(model: nn.Module) -> Tower:
     if isinstance(getattr(model, "visual", model), torch.jit.ScriptModule):
         raise UserError("cannot prune a TorchScript model: its blocks take no hooks; load it with jit=False")
     reason: UserError | None = None
-    kinds = list(plugins.found(Tower, __name__).values())  # type: ignore[type-abstract]
+    kinds = _kinds(tuple(__path__))
     try:
         if (tower := _match(model, kinds)) is not None:
             return tower
@@ -50,6 +54,12 @@ def find_tower(model: nn.Module) -> Tower:
         f"cannot prune {type(model).__name__}: it is no image tower that anchorprune knows, and has none in it "
         "(a vision transformer of open_clip, OpenAI's clip, transformers or timm, or a model around one)"
     )
+
+
+@functools.cache
+def _kinds(path: tuple[str, ...]) -> list[type[Tower]]:
+    """Every tower of these folders and of installed packages. UserError as in `plugins.found`."""
+    return list(plugins.found(Tower, __name__).values())  # type: ignore[type-abstract]
 
 
 def _match(model: nn.Module, kinds: list[type[Tower]]) -> Tower | None:
