@@ -68,10 +68,13 @@ def test_outcomes_make_a_comparison_a_paired_one(world: World) -> None:
 
 
 def test_outcomes_of_multilabel_data_are_refused_in_one_line(world: World) -> None:
-    outcome = command("eval", *world.model, *world.labels, *FLAGS, "--save_outcomes", "--output", "r.json")
-    assert (outcome.code, len(outcome.err)) == (2, 1)
-    assert "--save_outcomes: wds/labels has many labels" in outcome.err[0]
-    assert not list(Path().iterdir())
+    """Before an image is encoded."""
+    for argv in (["eval", "--save_outcomes", "--output", "r.json"], ["sweep"], ["tune", "--max_drop", 1]):
+        outcome = command(argv[0], *world.model, *world.labels, *FLAGS, *argv[1:])
+        assert outcome.code == 2
+        [line] = [line for line in outcome.err if "error" in line]
+        assert "--dataset wds/labels: has labels, of which zeroshot_classification gives no score of each image" in line
+        assert not list(Path().iterdir())
 
 
 def test_tune_prints_flags_that_eval_takes_and_what_to_expect(world: World) -> None:

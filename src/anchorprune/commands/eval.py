@@ -144,8 +144,6 @@ def run(args: argparse.Namespace) -> None:
             attention_images=args.attention_images if run.attention_output else 0,
             progress=args.verbose,
         )
-        if args.save_outcomes and result.outcomes is None:
-            raise UserError(f"--save_outcomes: {data.name} has many labels an image, neither right nor wrong")
         _write(args, run, result)
 
 

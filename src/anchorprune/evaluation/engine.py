@@ -192,6 +192,12 @@ class _Pass:
         if self.dataset.kind not in base.task.kinds:
             kinds = " or ".join(base.task.kinds)
             raise FieldError("dataset", self.dataset.name, f"has {self.dataset.kind}; {base.task.name} needs {kinds}")
+        scored = base.task.scored_kinds or base.task.kinds
+        if wanted.keep_scores and self.dataset.kind not in scored:  # now, and not after hours of work
+            fix = (
+                f"has {self.dataset.kind}, of which {base.task.name} gives no score of each image to keep or compare by"
+            )
+            raise FieldError("dataset", self.dataset.name, fix)
         data = base.data
         chosen = choose(self.dataset.keys, data.limit, data.seed) if wanted.indices is None else wanted.indices
         rank, world = wanted.shard

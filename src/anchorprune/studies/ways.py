@@ -105,12 +105,7 @@ def evaluate_ways(request: Request, ways: Sequence[Way], **options: Any) -> list
         raise UserError("request.pruning: a study tries strategies of its own; leave it out")
     requests = [each for way in ways for each in way.requests(request)]
     found = iter(evaluate(requests, keep_scores=True, **options))
-    results = [[next(found) for _ in way.strategies or (None,)] for way in ways]
-    if results[0][0].outcomes is None:
-        raise FieldError(
-            "dataset", request.data.name, f"{request.task.name} gives no score of each image here to compare by"
-        )
-    return results
+    return [[next(found) for _ in way.strategies or (None,)] for way in ways]
 
 
 def mean_scores(found: Sequence[Result]) -> list[float]:

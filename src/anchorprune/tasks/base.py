@@ -126,6 +126,8 @@ class Task(Fields, ABC):
     name: ClassVar[str]
     # What data it takes: `classes` (one label an image) or `labels` (several).
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
+    # Of which of it meters know each sample's score; None: of all.
+    scored_kinds: ClassVar[tuple[str, ...] | None] = None
     # The metric that ways of pruning are compared by: a share, 0 … 1, more is better.
     primary: ClassVar[str]
 

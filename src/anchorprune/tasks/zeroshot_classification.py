@@ -28,6 +28,7 @@ class ZeroShotClassification(Task):
 
     name: ClassVar[str] = "zeroshot_classification"
     kinds: ClassVar[tuple[str, ...]] = ("classes", "labels")
+    scored_kinds: ClassVar[tuple[str, ...]] = ("classes",)  # of several labels an image none is right or wrong
     primary: ClassVar[str] = "acc1"
 
     load_clfs: tuple[str, ...] = option((), "use saved classifiers, averaged", kind=str, file=True)
