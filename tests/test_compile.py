@@ -12,6 +12,7 @@ import torch
 from support.models import make_visual
 from test_pruning import SMALL, promised
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import anchorprune
 from anchorprune import UserError
@@ -125,3 +126,28 @@ def test_two_compiled_models_of_one_class_do_not_run_each_others_code(
         torch.testing.assert_close(torch.compile(dense, backend="eager")(images), expected)
         torch.testing.assert_close(torch.compile(pruned, backend="eager")(images), expected_pruned)
         assert pruning.tokens_after == promised(strategy)
+
+
+@every_strategy
+@torch.no_grad()
+def test_a_pruned_model_is_compiled_once(strategy: str, images: Tensor) -> None:
+    counter = CompileCounter()
+    visual = make_visual()
+    with anchorprune.prune(visual, strategy, **SMALL[strategy]) as pruning:
+        compiled = torch.compile(visual, backend=counter, fullgraph=True)
+        for _ in range(3):
+            compiled(images)
+            assert pruning.tokens_after == promised(strategy)
+    assert counter.frame_count == 1
+
+
+@torch.no_grad()
+def test_no_forward_pass_copies_from_the_host(monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
+    """What would wait for a GPU, and could not be captured in a CUDA graph."""
+    visual = make_visual()
+    with anchorprune.prune(visual, "coarse", keep_patches=6) as pruning:
+        expected = visual(images)
+        kept = pruning.kept
+        monkeypatch.setattr(torch, "tensor", None)
+        assert torch.equal(visual(images), expected)
+        assert torch.equal(pruning.kept, kept)

@@ -63,9 +63,9 @@ def same(a: Result, b: Result) -> None:
 
 @pytest.mark.parametrize("data", ["three", "labels"])
 def test_together_they_find_what_each_finds_alone(asked: dict[str, Request], data: str) -> None:
-    requests = pruned(asked[data])
-    for request, together in zip(requests, evaluate(requests, keep_scores=True, progress=False), strict=True):
-        same(together, evaluate(request, keep_scores=True, progress=False))
+    requests, keep = pruned(asked[data]), data != "labels"
+    for request, together in zip(requests, evaluate(requests, keep_scores=keep, progress=False), strict=True):
+        same(together, evaluate(request, keep_scores=keep, progress=False))
 
 
 def test_requests_of_other_data_come_back_in_their_place(asked: dict[str, Request]) -> None:
@@ -123,9 +123,10 @@ def test_the_model_is_restored_also_after_an_error(asked: dict[str, Request]) ->
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_shards_make_the_result_of_one_process(asked: dict[str, Request], data: str, world_size: int) -> None:
     requests = pruned(asked[data], PRUNINGS[:2])
-    whole = evaluate(requests, keep_scores=True, progress=False)
+    keep = data != "labels"
+    whole = evaluate(requests, keep_scores=keep, progress=False)
     shards = [
-        evaluate(requests, shard=(rank, world_size), keep_scores=True, progress=False) for rank in range(world_size)
+        evaluate(requests, shard=(rank, world_size), keep_scores=keep, progress=False) for rank in range(world_size)
     ]
     for parts, one in zip(zip(*shards, strict=True), whole, strict=True):
         same(merge(parts), one)

@@ -22,7 +22,7 @@ RUNS = {
     "first_image": ["--no_amp", "--enable_pruning", "--selection", "first_image", "--split", "test"],
     "autocast": [],
 }
-COMMANDS = ("", "eval", "build", "compare", "rerun", "sweep", "tune", "speed", "strategies", "demo")
+COMMANDS = ("", "eval", "build", "compare", "rerun", "sweep", "tune", "speed", "export", "strategies", "demo")
 PHOTOS = 24  # of the demo; all of them take a minute
 
 

@@ -69,7 +69,11 @@ def test_outcomes_make_a_comparison_a_paired_one(world: World) -> None:
 
 def test_outcomes_of_multilabel_data_are_refused_in_one_line(world: World) -> None:
     """Before an image is encoded."""
-    for argv in (["eval", "--save_outcomes", "--output", "r.json"], ["sweep"], ["tune", "--max_drop", 1]):
+    for argv in (
+        ["eval", "--save_outcomes", "--output", "r.json"],
+        ["sweep", "--strategies", "tome"],
+        ["tune", "--max_drop", 1, "--strategies", "tome"],
+    ):
         outcome = command(argv[0], *world.model, *world.labels, *FLAGS, *argv[1:])
         assert outcome.code == 2
         [line] = [line for line in outcome.err if "error" in line]

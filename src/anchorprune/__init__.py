@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from anchorprune.strategies.thin import Thin
     from anchorprune.strategies.tome import Tome
     from anchorprune.studies.compare import compare
+    from anchorprune.studies.export import export
     from anchorprune.studies.speed import speed
     from anchorprune.studies.sweep import sweep
     from anchorprune.studies.tune import tune
@@ -72,6 +73,7 @@ _HOME = {
     "apply_pruning_to_model": "anchorprune.pruning.injection",
     "compare": "anchorprune.studies.compare",
     "evaluate": "anchorprune.evaluation.engine",
+    "export": "anchorprune.studies.export",
     "get_vision_attention": "anchorprune.pruning.attention",
     "merge": "anchorprune.evaluation.engine",
     "prune": "anchorprune.pruning.injection",
@@ -112,6 +114,7 @@ __all__ = [
     "apply_pruning_to_model",
     "compare",
     "evaluate",
+    "export",
     "get_vision_attention",
     "merge",
     "prune",

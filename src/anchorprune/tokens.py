@@ -147,13 +147,28 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
 
     `torch.topk` promises no order among equals, so this sorts.
     """
+    if exporting():  # runtimes have no stable sort; which of equals goes first is theirs to say
+        return scores.topk(count, dim=-1).indices
     return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 def all_but(indices: Tensor, n: int) -> Tensor:
     """The numbers below n that are not in `indices [B, M]`, ascending, `[B, n − M]`."""
+    if exporting():
+        import torch
+
+        numbers = torch.arange(n, device=indices.device)
+        there = (indices.unsqueeze(2) == numbers).any(dim=1)  # [B, n]
+        return ascending(numbers + n * there.long())[:, : n - indices.shape[1]]
     there = indices.new_zeros(indices.shape[0], n).scatter(1, indices, 1)
     return there.sort(dim=1, stable=True).indices[:, : n - indices.shape[1]]
+
+
+def ascending(indices: Tensor) -> Tensor:
+    """Numbers `[B, n]`, in each row unique, in ascending order."""
+    if exporting():
+        return indices.topk(indices.shape[1], dim=1, largest=False).values
+    return indices.sort(dim=1).values
 
 
 def keep_with_prefix(patches: Tensor, tokens: Tokens) -> Tensor:
@@ -161,7 +176,7 @@ def keep_with_prefix(patches: Tensor, tokens: Tokens) -> Tensor:
     import torch
 
     prefix = torch.arange(tokens.num_prefix_tokens, device=patches.device).expand(patches.shape[0], -1)
-    return torch.cat([prefix, patches.sort(dim=1).values + tokens.num_prefix_tokens], dim=1)
+    return torch.cat([prefix, ascending(patches) + tokens.num_prefix_tokens], dim=1)
 
 
 def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
@@ -192,19 +207,29 @@ def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tens
     if plan.merged is None or plan.into is None:
         left = None if sizes is None else sizes.gather(1, plan.keep)
         return gather_tokens(x, plan.keep), left if plan.sizes is None else plan.sizes
-    batch, n, width = x.shape
+    batch, n = x.shape[:2]
     into = positions(plan.keep, n).gather(1, plan.into)  # [B, M], places among the kept
 
     def summed(values: Tensor) -> Tensor:
         kept, added = values.gather(1, plan.keep), values.gather(1, plan.merged)  # type: ignore[arg-type]
-        return kept.scatter_add(1, into, added)
+        return _add_into(kept.unsqueeze(2), into, added.unsqueeze(2)).squeeze(2)
 
     sizes = at_least_float32(x).new_ones(batch, n) if sizes is None else sizes
     weights = sizes if plan.weights is None else at_least_float32(plan.weights)
     kept = at_least_float32(gather_tokens(x, plan.keep)) * weights.gather(1, plan.keep).unsqueeze(-1)
     added = at_least_float32(gather_tokens(x, plan.merged)) * weights.gather(1, plan.merged).unsqueeze(-1)
-    total = kept.scatter_add(1, into.unsqueeze(-1).expand(-1, -1, width), added)
+    total = _add_into(kept, into, added)
     return (total / summed(weights).unsqueeze(-1)).to(x.dtype), summed(sizes)
+
+
+def _add_into(kept: Tensor, into: Tensor, added: Tensor) -> Tensor:
+    """`kept [B, K, D]`, with each row of `added [B, M, D]` added to its row `into [B, M]`."""
+    import torch
+
+    if exporting():  # a scatter that adds is refused or wrong in many runtimes; a product with zeros and ones is not
+        rows = torch.arange(kept.shape[1], device=kept.device)
+        return kept + (rows.unsqueeze(1) == into.unsqueeze(1)).to(added.dtype) @ added
+    return kept.scatter_add(1, into.unsqueeze(-1).expand(-1, -1, kept.shape[2]), added)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -217,4 +242,13 @@ def outside_autocast(x: Tensor) -> AbstractContextManager[None]:
     import torch
 
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    # By name: before 2.12 torch.compile cannot trace torch.amp.is_autocast_available. An export has no autocast.
+    return nullcontext() if kind == "meta" or exporting() else torch.autocast(kind, enabled=False)
+
+
+def exporting() -> bool:
+    """Whether torch.export traces this: what runtimes lack is then done by what they have, to the same result."""
+    import torch
+
+    asked = getattr(torch.compiler, "is_exporting", None)  # of 2.7
+    return asked is not None and bool(asked())

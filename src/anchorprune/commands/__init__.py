@@ -19,7 +19,7 @@ from anchorprune.commands._flags import Parser
 from anchorprune.errors import FieldError, FieldWarning, UserError, did_you_mean
 
 # The order in which help lists them; others come after these.
-ORDER = ("eval", "build", "compare", "rerun", "sweep", "tune", "speed", "strategies", "demo")
+ORDER = ("eval", "build", "compare", "rerun", "sweep", "tune", "speed", "export", "strategies", "demo")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +33,39 @@ class HuggingFaceCLIP(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         mask = {} if self._pad is None else {"attention_mask": tokens.ne(self._pad).long()}
         return _pooled(self.model.get_text_features(input_ids=tokens, **mask))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """PIL image -> `[3, height, width]` by an image processor of transformers.
+
+    Attributes:
+        resize: what resizes and crops instead of the processor; None: the processor itself.
+    """
+
+    processor: Any
+    resize: Callable[[Any], Any] | None = None
+
+    def __call__(self, image: Any) -> Tensor:
+        image, options = image.convert("RGB"), {}
+        if self.resize is not None:
+            image, options = self.resize(image), {"do_resize": False, "do_center_crop": False}
+            if not hasattr(self.processor, "do_center_crop"):
+                del options["do_center_crop"]
+        pixels: Tensor = self.processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
+        return pixels
+
+    def resized(self, change: Callable[[Any, Any, int], Callable[[Any], Any]]) -> Preprocess:
+        """The same with another resizing: what `change` makes of this one's (`pruning/preprocessing.py`)."""
+        size, crop = dict(self.processor.size), None
+        if getattr(self.processor, "do_center_crop", False):
+            crop = (self.processor.crop_size["height"], self.processor.crop_size["width"])
+        resized = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+        return replace(self, resize=change(resized, crop, int(self.processor.resample)))
+
+    @property
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        return list(self.processor.image_mean), list(self.processor.image_std)
 
 
 def _pooled(output: Any) -> Tensor:
@@ -105,10 +140,6 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
         raise _loading_error(model, error) from error
     length = config.text_config.max_position_embeddings if config.model_type != "chinese_clip" else CHINESE_LENGTH
 
-    def transform(image: Any) -> Tensor:
-        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        return pixels
-
     def tokenize(texts: list[str]) -> Tensor:
         # Padded to full length as in training: SigLIP reads the last position.
         encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -116,4 +147,4 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
         return ids
 
     # Cast here: what the precision is called in from_pretrained, and what it is without, depends on the version.
-    return LoadedModel(HuggingFaceCLIP(built).eval().to(device, dtype), transform, tokenize)
+    return LoadedModel(HuggingFaceCLIP(built).eval().to(device, dtype), Preprocess(processor), tokenize)

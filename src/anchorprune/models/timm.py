@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.errors import FieldError, did_you_mean
 from anchorprune.models.base import LoadedModel
 
 
@@ -42,8 +39,5 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     except (RuntimeError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FieldError("pretrained", pretrained, f"cannot be loaded by timm ({reason})") from error
-    return LoadedModel(built.eval().to(device, dtype), _no_images)
-
-
-def _no_images(_: Any) -> Tensor:
-    raise UserError("--model_type timm: these models have no text tower to evaluate them with")
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=built))
+    return LoadedModel(built.eval().to(device, dtype), transform)

@@ -26,7 +26,7 @@ def image_tower_flops(model: nn.Module) -> int:
     """
     tower = find_tower(model)
     module, pruning = tower.module, active_pruning(tower)
-    height, width = tower.image_size
+    height, width = pruning.input_size if pruning else tower.image_size
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     image = torch.empty(1, 3, height, width, device="meta", dtype=next(module.parameters()).dtype)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from anchorprune.tokens import TokenPlan, at_least_float32
+from anchorprune.tokens import TokenPlan, all_but, at_least_float32
 
 Grid = tuple[int, int]
 
@@ -37,20 +37,15 @@ def as_plan(old: Grid, new: Grid, prefix: int, batch: int, device: torch.device)
 
     Kept are those in which a new patch has its centre; each other one goes into the new patch that its centre lies in.
     """
-    rows = [(2 * a + 1) * old[0] // (2 * new[0]) for a in range(new[0])]
-    columns = [(2 * a + 1) * old[1] // (2 * new[1]) for a in range(new[1])]
-    centres = [prefix + row * old[1] + column for row in rows for column in columns]
-    there = set(centres)
-    merged, into = [], []
-    for token in range(prefix, prefix + old[0] * old[1]):
-        row, column = divmod(token - prefix, old[1])
-        if token not in there:
-            merged.append(token)
-            into.append(
-                centres[(2 * row + 1) * new[0] // (2 * old[0]) * new[1] + (2 * column + 1) * new[1] // (2 * old[1])]
-            )
-
-    def for_all(indices: list[int]) -> Tensor:
-        return torch.tensor(indices, dtype=torch.long, device=device).expand(batch, -1)
-
-    return TokenPlan(for_all([*range(prefix), *centres]), merged=for_all(merged), into=for_all(into))
+    # By arithmetic on the device: copies from the host would wait for it, and cannot be captured in a CUDA graph.
+    rows, columns = (
+        (2 * torch.arange(there, device=device) + 1) * whole // (2 * there)
+        for there, whole in zip(new, old, strict=True)
+    )
+    centres = (rows.unsqueeze(1) * old[1] + columns).flatten().expand(batch, -1)  # counted among the patches
+    merged = all_but(centres, old[0] * old[1])
+    row = (2 * (merged // old[1]) + 1) * new[0] // (2 * old[0])
+    column = (2 * (merged % old[1]) + 1) * new[1] // (2 * old[1])
+    into = centres.gather(1, row * new[1] + column)
+    kept = torch.cat([torch.arange(prefix, device=device).expand(batch, -1), centres + prefix], dim=1)
+    return TokenPlan(kept, merged=merged + prefix, into=into + prefix)

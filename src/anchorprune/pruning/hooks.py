@@ -11,6 +11,7 @@ All state of a forward pass is in its record (`passes.py`); everything here can 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anchorprune.errors import UserError
-from anchorprune.pruning.grid import Grid, as_plan, coarser, shrink
+from anchorprune.pruning.grid import Grid, coarser, shrink
 from anchorprune.pruning.honour import check_honoured
 from anchorprune.pruning.passes import Passes
 from anchorprune.pruning.record import Record
 from anchorprune.strategies.base import Strategy
-from anchorprune.tokens import TokenPlan, Tokens, merge_tokens
+from anchorprune.tokens import TokenPlan, Tokens, exporting, merge_tokens
 from anchorprune.towers import Tower
 from anchorprune.towers.base import Changes
 from anchorprune.towers.masks import find_mask
@@ -41,12 +42,15 @@ class Hooks:
     Attributes:
         first: the first block, counted from 1, that the strategy acts in; 0 where the image itself gets a coarser grid;
             the tower's last where it acts in none.
+        small_images: whether images come in `image_size` already, rather than in the tower's own.
     """
 
-    def __init__(self, tower: Tower, strategy: Strategy, passes: Passes) -> None:
+    def __init__(self, tower: Tower, strategy: Strategy, passes: Passes, small_images: bool = False) -> None:
         self.tower, self.strategy, self.passes = tower, strategy, passes
         self._schedule = strategy.schedule(tower.num_patches, len(tower.blocks))
-        self._shrinks = self._grid(tower.grid, self._schedule) != tower.grid
+        self._coarse = self._grid(tower.grid, self._schedule)
+        self._shrinks = self._coarse != tower.grid
+        self.small_images = small_images
         self.first = min((n for n in self._schedule if n or self._shrinks), default=len(tower.blocks))
         self._handles: list[Any] = []
         # Part, name, whether the instance had such an attribute, and which.
@@ -60,6 +64,15 @@ class Hooks:
     def drops(self) -> bool:
         """Whether it drops tokens of an image of the tower's own size."""
         return any(count < self.tower.num_patches for count in self._schedule.values())
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of an image on the coarser grid; the tower's own where it keeps its grid."""
+        height, width = self.tower.image_size
+        if not self._shrinks:
+            return height, width
+        rows, columns = self.tower.grid
+        return height // rows * self._coarse[0], width // columns * self._coarse[1]
 
     def install(self) -> None:
         """Raises UserError, with the tower as it was, for what the tower cannot do or could not honour."""
@@ -168,7 +181,9 @@ class Hooks:
             depth = number / len(tower.blocks)
             pool = partial(_pool_query_key, tower, x, prefix)
             tokens = Tokens(x, prefix, query_key, record.sizes.get(number), depth, tower.has_cls, pool)
-            with torch.no_grad():  # which tokens go on is a choice; gradients flow through the tokens themselves
+            with (
+                nullcontext() if exporting() else torch.no_grad()
+            ):  # which tokens go on is a choice; gradients flow through the tokens themselves
                 plan = self.strategy.plan(tokens, count)
         record.plans[number] = plan
         return plan
@@ -182,16 +197,20 @@ class Hooks:
         images = args[0] if args else kwargs[name]
         height, width = images.shape[-2:]
         own = tower.grid_of(height, width, kwargs)
+        if self.small_images:  # of the tower's own size, shrunk before they came
+            own = tower.grid if (height, width) == self.image_size else None
         if own is None:
-            raise UserError(
-                f"images of {height} × {width} pixels: this tower takes {tower.image_size[0]} × {tower.image_size[1]}"
+            taken, reason = (
+                (self.image_size, "this pruning, with small_images,")
+                if self.small_images
+                else (tower.image_size, "this tower")
             )
+            raise UserError(f"images of {height} × {width} pixels: {reason} takes {taken[0]} × {taken[1]}")
         patch = [side // count for side, count in zip(tower.image_size, tower.grid, strict=True)]
-        record = self._begin(len(images), tower.num_prefix_tokens + own[0] * own[1], images.device)
+        record = self._begin(images.shape[0], tower.num_prefix_tokens + own[0] * own[1], images.device)
         grid = self._grid(own, record.counts)
-        record.plans[0] = as_plan(own, grid, tower.num_prefix_tokens, len(images), images.device)
         record.grids = (grid, own)
-        small = shrink(images, grid[0] * patch[0], grid[1] * patch[1])
+        small = images if self.small_images else shrink(images, grid[0] * patch[0], grid[1] * patch[1])
         return ((small, *args[1:]), kwargs) if args else (args, {**kwargs, name: small})
 
     def _before(self, number: int, acts: bool, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

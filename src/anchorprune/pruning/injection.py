@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from anchorprune.errors import FieldError, FieldWarning, UserError
 from anchorprune.pruning.hooks import Hooks
 from anchorprune.pruning.passes import Passes
+from anchorprune.pruning.preprocessing import resized_straight
 from anchorprune.pruning.record import Record
 from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.base import Strategy
@@ -27,7 +29,12 @@ _LOCK = threading.RLock()
 
 
 def prune(
-    model: nn.Module, strategy: str | Strategy = RECOMMENDED, *, target_gmacs: float | None = None, **fields: Any
+    model: nn.Module,
+    strategy: str | Strategy = RECOMMENDED,
+    *,
+    target_gmacs: float | None = None,
+    small_images: bool = False,
+    **fields: Any,
 ) -> Pruning:
     """Prune the image tower of `model` from now on, in place, until `restore()`.
 
@@ -37,6 +44,8 @@ def prune(
         strategy: a strategy's name (its `fields` follow) or a strategy object; `RECOMMENDED` when there is none.
         target_gmacs: instead of a budget: the largest one under which the image tower takes no more than so many
             billions of multiply-adds for one image, selection included.
+        small_images: images come in the handle's `image_size` already, as its `transform` makes them: a strategy with a
+            coarser grid (`coarse`) then shrinks nothing. Any other size is refused, the tower's own too.
         fields: the strategy's fields, such as `k_anchors=10`.
 
     Returns:
@@ -67,7 +76,7 @@ def prune(
             fix = f"give it or {both[0]}, not both"
             raise FieldError("target_gmacs", target_gmacs, fix, typed=f"give it or --{both[0]}, not both")
         strategy = solve(model, strategy, target_gmacs)
-    return Pruning(find_tower(model), strategy)
+    return Pruning(find_tower(model), strategy, small_images)
 
 
 def apply_pruning_to_model(
@@ -111,7 +120,7 @@ class Pruning:
         where: the dotted name of the tower in the model, where it had to be searched in a module around it.
     """
 
-    def __init__(self, tower: Tower | None, strategy: Strategy) -> None:
+    def __init__(self, tower: Tower | None, strategy: Strategy, small_images: bool = False) -> None:
         self.strategy = strategy
         self.where = tower.where if tower else ""
         self._passes = Passes()
@@ -122,7 +131,7 @@ class Pruning:
             return
 
         check_layers(tower, strategy)
-        self._hooks = Hooks(tower, strategy, self._passes)
+        self._hooks = Hooks(tower, strategy, self._passes, small_images)
         self._install()
         if not self._hooks.drops:
             smaller = strategy.smaller_budget(tower.num_patches, len(tower.blocks))
@@ -243,6 +252,43 @@ class Pruning:
     def off_the_record(self) -> AbstractContextManager[None]:
         """Forward passes of this thread within leave no trace on the handle."""
         return self._passes.off_the_record()
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that the tower's first layer sees; None where pruning is switched off.
+
+        Smaller than the tower's own where the strategy has a coarser grid: with `small_images` images come like that.
+        """
+        return None if self._hooks is None else self._hooks.image_size
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the model takes now."""
+        small = self._hooks is not None and self._hooks.small_images
+        size: tuple[int, int] = self._hooks.image_size if self._hooks and small else self._tower.image_size
+        return size
+
+    def transform(self, preprocess: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+        """The model's own preprocessing, resizing straight to `image_size` instead of to the tower's own size.
+
+        The same region of the image in the same geometry, resampled once instead of twice. For a model that was pruned
+        with `small_images`; itself where the strategy has no coarser grid.
+
+        Args:
+            preprocess: PIL image -> `[3, height, width]` at the tower's own size: of torchvision's or timm's steps, or
+                what anchorprune loads a model with.
+
+        Raises:
+            UserError: the images would be refused, because the model was pruned without `small_images`; or steps whose
+                resizing cannot be told apart.
+        """
+        if self._hooks is not None and self._hooks.image_size == self._tower.image_size:
+            return preprocess
+        if self._hooks is None or not self._hooks.small_images:
+            raise UserError(
+                "transform: this pruning shrinks images itself; prune with small_images=True to do it before"
+            )
+        return resized_straight(preprocess, self._tower.image_size, self._hooks.image_size)
 
     @property
     def first_block(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from anchorprune.pruning.grid import as_plan
 from anchorprune.tokens import TokenPlan, positions
 
 
@@ -19,8 +20,8 @@ class Record:
         entered: batch size, N and device of the tokens at the first block that the strategy acts in; of those that the
             image has on its own grid, where the strategy gives it a coarser one.
         counts: the strategy's schedule for that N.
-        plans: what the strategy returned for each block that it acted in; None where nothing was dropped. Of 0: what
-            a coarser grid did, as if tokens had been merged.
+        plans: what the strategy returned for each block that it acted in; None where nothing was dropped. Of 0, where
+            the image has a coarser grid: what that did, as if tokens had been merged; there once it was asked for.
         sizes: `[B, N]` for the tokens that enter a block, once some are merged.
         grids: the coarser grid that the image was given, and the one that it has at its own size; None where it has
             the latter.
@@ -34,6 +35,9 @@ class Record:
 
     def plans_before(self, block: int | None) -> list[TokenPlan]:
         """What was done before this block, counted from 1, in order; None: in all."""
+        if self.grids is not None and self.entered is not None and 0 not in self.plans and (block is None or block > 0):
+            (new, old), (batch, n, device) = self.grids, self.entered
+            self.plans[0] = as_plan(old, new, n - old[0] * old[1], batch, device)
         plans = [(number, plan) for number, plan in sorted(self.plans.items()) if block is None or number < block]
         return [plan for _, plan in plans if plan is not None]
 
@@ -68,8 +72,11 @@ class Record:
         if self.entered is None:
             return None
         tokens, counts = self.entered[1], []
-        for number in range(blocks + 1):
+        if self.grids is not None:
+            new, old = self.grids
+            tokens += new[0] * new[1] - old[0] * old[1]
+        for number in range(1, blocks + 1):
             if (plan := self.plans.get(number)) is not None:
                 tokens = plan.keep.shape[1]
             counts.append(tokens)
-        return counts[1:]
+        return counts

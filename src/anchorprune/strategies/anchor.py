@@ -12,6 +12,7 @@ from anchorprune.strategies.base import Strategy, cls_substitute_option, option
 from anchorprune.tokens import (
     TokenPlan,
     Tokens,
+    ascending,
     at_least_float32,
     attention_from,
     attention_received,
@@ -168,7 +169,7 @@ def _select(
 
     prefix = torch.arange(num_prefix_tokens, device=x.device).expand(batch, -1)
     selected = top_indices(score, top_m) + num_prefix_tokens
-    return torch.cat([prefix, tokens, selected], dim=1).sort(dim=1).values, tokens
+    return ascending(torch.cat([prefix, tokens, selected], dim=1)), tokens
 
 
 def _closest_cosine(x: Tensor, anchors: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from anchorprune.strategies.base import StepwiseStrategy, cls_substitute_option, option
-from anchorprune.tokens import TokenPlan, Tokens, attention_received, keep_with_prefix
+from anchorprune.tokens import TokenPlan, Tokens, ascending, attention_received, keep_with_prefix, top_indices
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Evit(StepwiseStrategy):
         import torch
 
         prefix, scores = tokens.num_prefix_tokens, attention_received(tokens, self.cls_substitute)
-        order = scores.sort(dim=1, descending=True, stable=True).indices
-        fused = order[:, keep_patches - 1 :].sort(dim=1).values  # the first hosts the others
+        order = top_indices(scores, scores.shape[1])
+        fused = ascending(order[:, keep_patches - 1 :])  # the first hosts the others
         keep = keep_with_prefix(torch.cat([order[:, : keep_patches - 1], fused[:, :1]], dim=1), tokens)
         into = fused[:, :1].expand(-1, fused.shape[1] - 1) + prefix
-        weights = torch.cat([scores.new_ones(len(scores), prefix), scores.clamp_min(1e-30)], dim=1)
+        weights = torch.cat([scores.new_ones(scores.shape[0], prefix), scores.clamp_min(1e-30)], dim=1)
         return TokenPlan(keep, merged=fused[:, 1:] + prefix, into=into, weights=weights)

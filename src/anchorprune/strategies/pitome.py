@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from anchorprune.strategies.tome import MergingStrategy, merge_plan
-from anchorprune.tokens import TokenPlan, Tokens, key_directions, outside_autocast
+from anchorprune.tokens import TokenPlan, Tokens, key_directions, outside_autocast, top_indices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,8 @@ class Pitome(MergingStrategy):
         with outside_autocast(directions):
             similarity = directions @ directions.transpose(1, 2)  # [B, n, n]
         similarity = similarity.maximum(similarity.transpose(1, 2))
-        by_energy = energy(similarity, 0.9 - 0.9 * tokens.depth).sort(dim=1, descending=True, stable=True).indices
-        into, merged = by_energy[:, : 2 * m : 2], by_energy[:, 1 : 2 * m : 2]
+        by_energy = top_indices(energy(similarity, 0.9 - 0.9 * tokens.depth), 2 * m)
+        into, merged = by_energy[:, ::2], by_energy[:, 1::2]
         pairs = similarity.gather(1, merged.unsqueeze(2).expand(-1, -1, n)).gather(
             2, into.unsqueeze(1).expand(-1, m, -1)
         )

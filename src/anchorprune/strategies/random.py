@@ -24,6 +24,15 @@ class Random(StepwiseStrategy):
         import torch
 
         x, prefix = tokens.x, tokens.num_prefix_tokens
-        drawn = random.Random(self.draw_seed).sample(range(prefix, x.shape[1]), keep_patches)
-        keep = torch.tensor([*range(prefix), *sorted(drawn)], device=x.device)
+        keep = torch.tensor(_drawn(self.draw_seed, prefix, x.shape[1], keep_patches), device=x.device)
         return TokenPlan(keep.expand(x.shape[0], -1))
+
+
+def _drawn(seed: int, prefix: int, n: int, count: int) -> tuple[int, ...]:
+    """The prefix and `count` of the other tokens below n, ascending."""
+    return (*range(prefix), *sorted(random.Random(seed).sample(range(prefix, n), count)))
+
+
+# As `torch.compiler.assume_constant_result` marks it, for which torch would have to be imported: torch.compile takes
+# what it gives as it is. Before 2.12 it cannot trace the drawing.
+_drawn._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ def standing_in(patches: Tensor, tokens: Tokens) -> TokenPlan:
 
     keep = keep_with_prefix(patches, tokens)
     prefix, n = tokens.num_prefix_tokens, tokens.x.shape[1]
-    sizes = at_least_float32(tokens.x).new_ones(len(keep), n) if tokens.sizes is None else tokens.sizes
+    sizes = at_least_float32(tokens.x).new_ones(keep.shape[0], n) if tokens.sizes is None else tokens.sizes
     sizes = sizes.gather(1, keep)
     more = (n - prefix) / patches.shape[1]
     return TokenPlan(keep, sizes=torch.cat([sizes[:, :prefix], sizes[:, prefix:] * more], dim=1))

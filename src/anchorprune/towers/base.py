@@ -241,7 +241,7 @@ class Tower(ABC):
 
         Broadcasts to `[B, H, N, N]`. Where the mask is boolean, True means masked, as in `nn.MultiheadAttention`.
         """
-        return additive_mask(mask, len(x))
+        return additive_mask(mask, x.shape[0])
 
     def returned(self, block: nn.Module, x: Tensor) -> Any:
         """What the block returns for x, a block's output in its own layout; the block's caller takes it apart."""

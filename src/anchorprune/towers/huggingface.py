@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from anchorprune.errors import UserError
 from anchorprune.towers.base import NO_CALL, Call, Changes, Gives, Grid, Tower, class_of, kind_of, part_of
 from anchorprune.towers.pooling import add_to_logits, for_each_key
-from anchorprune.towers.positions import resample_positions
+from anchorprune.towers.positions import resample_positions, written_to_a_file
 
 # Towers by the name of their class, with how many tokens stand before the patches: transformers 5, transformers 4.
 _CLIP_LIKE = {"CLIPVisionModel": 1, "ChineseCLIPVisionModel": 1, "SiglipVisionModel": 0}
@@ -112,6 +112,9 @@ class HuggingFaceTower(Tower):
     def cut(
         self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Callable[[], Tensor | None]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if written_to_a_file():  # transformers then makes a mask of its own, in which each token sees all
+            args = args if len(args) == 1 else (args[0], None, *args[2:])
+            kwargs = {**kwargs, "attention_mask": None} if "attention_mask" in kwargs else kwargs
         if kwargs.get("attention_mask", args[1] if len(args) > 1 else None) is not None:
             raise UserError("attention_mask: a pruned tower of transformers takes none; restore() it first")
         return super().cut(block, args, kwargs, kept)
@@ -128,7 +131,7 @@ class HuggingFaceTower(Tower):
             return None
         head = module.head.attention
         (q_weight, k_weight, _), (q_bias, k_bias, _) = head.in_proj_weight.chunk(3), head.in_proj_bias.chunk(3)
-        q = F.linear(module.head.probe, q_weight, q_bias).expand(len(patches), -1, -1)
+        q = F.linear(module.head.probe, q_weight, q_bias).expand(patches.shape[0], -1, -1)
         k = F.linear(module.post_layernorm(patches), k_weight, k_bias)
         q, k = (y.unflatten(-1, (head.num_heads, -1)).transpose(1, 2) for y in (q, k))
         return q, k

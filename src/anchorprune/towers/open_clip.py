@@ -149,9 +149,12 @@ class OpenClipTower(Tower):
 
     def _project(self, block: Any, x: Float[Tensor, "B N D"], parts: int) -> list[Float[Tensor, "B H N d"]]:
         """Queries and keys, and for three parts values, of the block's input, each `[B, H, N, d]`."""
-        attention, rows = block.attn, parts * x.shape[-1]
-        weight, bias = attention.in_proj_weight[:rows], attention.in_proj_bias
-        projected = F.linear(block.ln_1(x), weight, None if bias is None else bias[:rows])
+        attention = block.attn
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        if parts < 3:  # otherwise whole: autocast keeps what it has cast of a parameter, not of a part of one
+            rows = parts * x.shape[-1]
+            weight, bias = weight[:rows], None if bias is None else bias[:rows]
+        projected = F.linear(block.ln_1(x), weight, bias)
         heads = attention.num_heads
         q, k, *v = projected.unflatten(-1, (parts, heads, x.shape[-1] // heads)).permute(2, 0, 3, 1, 4)
         if hasattr(attention, "ln_q"):

@@ -157,7 +157,7 @@ class TimmTower(Tower):
         pool: Any = getattr(trunk, "attn_pool", None)
         if kind_of(pool) != "AttentionPoolLatent":
             return None
-        q = pool.q(pool.latent).expand(len(patches), -1, -1)
+        q = pool.q(pool.latent).expand(patches.shape[0], -1, -1)
         k = pool.kv(trunk.norm(patches)).chunk(2, dim=-1)[0]
         q, k = (y.unflatten(-1, (pool.num_heads, -1)).transpose(1, 2) for y in (q, k))
         return pool.q_norm(q), pool.k_norm(k)
@@ -172,7 +172,7 @@ class TimmTower(Tower):
         patches = left[:, self.num_prefix_tokens :] - self.num_prefix_tokens  # [B, K]
         while rope.dim() < 4:  # [n, e], or [H, n, e] where each head has its own
             rope = rope.unsqueeze(0)
-        batch, heads, width = len(patches), rope.shape[1], rope.shape[-1]
+        batch, heads, width = patches.shape[0], rope.shape[1], rope.shape[-1]
         index = patches[:, None, :, None].expand(batch, heads, -1, width)
         return args, {**kwargs, "rope": rope.expand(batch, -1, -1, -1).gather(2, index)}
 
