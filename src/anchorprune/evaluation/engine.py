@@ -20,7 +20,7 @@ from anchorprune.datasets import open_dataset
 from anchorprune.datasets.base import EvalDataset
 from anchorprune.datasets.own import as_eval_dataset
 from anchorprune.datasets.sampling import Batch, choose, loader
-from anchorprune.errors import FieldError, UserError
+from anchorprune.errors import FieldError, FieldWarning, UserError
 from anchorprune.evaluation.encoding import Encoder, EncodersInTurns, flops_of
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.result import Attention, Part, Result
@@ -235,11 +235,11 @@ class _Pass:
             attention = self._attention(encoders[0]) if self.wanted.attention_images else None
         encoding = sum(encoder.seconds for encoder in encoders)
         if batches.seconds > max(SLOW, encoding):
-            warnings.warn(
+            said = (
                 f"images came slower than they were encoded ({batches.seconds:.0f} s of waiting, {encoding:.0f} s of "
-                f"encoding): more --num_workers than {base.compute.num_workers} may help",
-                stacklevel=2,
+                "encoding): more {} than " + f"{base.compute.num_workers} may help"
             )
+            warnings.warn(FieldWarning(said.format("num_workers"), said.format("--num_workers")), stacklevel=2)
         memory = peak_memory_mb(device) if len(requests) == 1 else None
         seconds = {"texts": seconds_of_texts, "waiting_for_images": batches.seconds}
         artifacts = {**task.artifacts(prepared), "attention": attention}

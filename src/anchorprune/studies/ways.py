@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from anchorprune.errors import FieldError, UserError
+from anchorprune.errors import FieldError, FieldWarning, UserError
 from anchorprune.evaluation.engine import evaluate
 from anchorprune.evaluation.preflight import check_no_budget
 from anchorprune.evaluation.request import Request
@@ -84,7 +84,8 @@ def ways_of(
             except FieldError as error:
                 if error.field != "target_gmacs":
                     raise
-                warnings.warn(f"{strategy.name} is left out at {target:g} GMACs: {error.typed}", stacklevel=2)
+                said = f"{strategy.name} is left out at {target:g} GMACs"
+                warnings.warn(FieldWarning(f"{said}: {error.fix}", f"{said}: {error.typed}"), stacklevel=2)
                 continue
             seed = solved.seed_field
             draws: dict[str, Any] = {} if seed is None or seed in given else {seed: range(DRAWS)}

@@ -61,7 +61,8 @@ class ZeroShotClassification(Task):
             raise FieldError(
                 "dataset",
                 bench.dataset.name,
-                "has no prompts (zeroshot_classification_templates.txt); give --custom_template_file",
+                "has no prompts (zeroshot_classification_templates.txt); give templates",
+                typed="has no prompts (zeroshot_classification_templates.txt); give --custom_template_file",
             )
         loaded = bench.loaded
         if loaded.tokenizer is None:
@@ -146,7 +147,7 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise FieldError("load_clfs", path, f"is no saved tensor ({reason})") from error
         if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
-            raise FieldError("load_clfs", path, "must hold one tensor [features, classes], as --save_clf writes it")
+            raise FieldError("load_clfs", path, "must hold one tensor [features, classes], as save_clf writes it")
         if classifier.shape[1] != num_classes:
             raise FieldError(
                 "load_clfs",
