@@ -104,7 +104,7 @@ def test_each_token_is_assigned_to_the_place_where_it_ended(strategy: str, tower
     with anchorprune.prune(visual, strategy, **SMALL[strategy]) as pruning:
         assert pruning.assignment is None
         visual(images)
-    plans = [plan for _, plan in sorted(pruning.record.plans.items()) if plan is not None]
+    plans = pruning.record.plans_before(None)
     assert plans
     assignment, kept = pruning.assignment, pruning.kept
     assert assignment.shape == (len(images), TOKENS)
