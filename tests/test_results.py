@@ -207,6 +207,17 @@ def test_a_result_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "out.json").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
+def test_one_place_alone_puts_files_into_place() -> None:
+    """So that every temporary name is unique across machines, and every file is synced and whole."""
+    source = Path(files.__file__).parent
+    movers = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if any(call in path.read_text(encoding="utf-8") for call in ("os.replace(", "os.rename(", "getpid("))
+    }
+    assert movers == {"files.py"}
+
+
 def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "out.json"

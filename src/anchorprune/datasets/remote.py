@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import urllib.error
 import urllib.request
@@ -13,7 +12,7 @@ from typing import IO
 
 from anchorprune.datasets.images import one_line
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import user_cache
+from anchorprune.files import replacing, user_cache
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20  # bytes
@@ -114,14 +113,12 @@ def download(url: str, path: Path) -> bool:
         raise UserError(f"{url}: the server answered {err.code} {err.reason}; check the address.") from err
     except (OSError, HTTPException, ValueError) as err:
         raise _failed(url, one_line(err)) from err
-    # by process: two runs may fetch the same file at once
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     length = answer.headers.get("Content-Length")
     total = int(length) if length else None
-    try:
+    with replacing(path) as unfinished:
         with (
             answer,
-            part.open("wb") as out,
+            unfinished.open("wb") as out,
             tqdm(total=total, desc=path.name, unit="B", unit_scale=True, leave=False, disable=None) as bar,
         ):
             while chunk := _read(answer, url):
@@ -130,9 +127,6 @@ def download(url: str, path: Path) -> bool:
             size = out.tell()
         if total is not None and size != total:  # urllib reports no connection that ends early
             raise _failed(url, f"the connection ended after {size} of {total} bytes")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from anchorprune.files import replacing
 
 # Changes when other numbers would be computed for the same key.
 _VERSION = 1
@@ -92,14 +93,10 @@ def cached(folder: str, key: str, build: Callable[[], Tensor]) -> Tensor:
         if isinstance(kept, Tensor) and kept.dim() == 2 and kept.dtype == torch.float32:
             return kept
     built = build()
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with suppress(OSError, RuntimeError):  # torch.save raises RuntimeError for a folder that is not there
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(file) as unfinished:
             torch.save(built.cpu(), unfinished)
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
     return built
 
 
