@@ -87,6 +87,17 @@ def test_each_image_is_decoded_once_for_all_prunings(
     assert sorted(seen) == list(range(7))
 
 
+def test_the_weights_are_read_once_for_all_hashes(asked: dict[str, Request], monkeypatch: pytest.MonkeyPatch) -> None:
+    from anchorprune.evaluation import request
+
+    read: list[Any] = []
+    own = request.fingerprint
+    monkeypatch.setattr(request, "fingerprint", lambda path: read.append(path) or own(path))
+    results = evaluate(pruned(asked["three"]), progress=False)
+    assert len(read) == 1
+    assert [result.config_hash for result in results] == [result.request.hash() for result in results]
+
+
 @pytest.mark.parametrize("prunings", [PRUNINGS[1:2], PRUNINGS], ids=["one", "several"])
 def test_a_pruning_stays_in_force_for_the_whole_pass(
     asked: dict[str, Request], monkeypatch: pytest.MonkeyPatch, prunings: list[Any]

@@ -243,6 +243,8 @@ class _Pass:
         memory = peak_memory_mb(device) if len(requests) == 1 else None
         seconds = {"texts": seconds_of_texts, "waiting_for_images": batches.seconds}
         artifacts = {**task.artifacts(prepared), "attention": attention}
+        environment = self.runtime.environment()
+        contents: dict[str, str] = {}  # the weights are read once for all hashes
         results = []
         for request, encoder, meter in zip(requests, encoders, meters, strict=True):
             result = Result(
@@ -260,9 +262,9 @@ class _Pass:
                 n_total=len(self.dataset.keys),
                 n_bad_images=len(self.indices) - encoder.images,
                 model_options=self.loaded.options,
-                environment=self.runtime.environment(),
+                environment=environment,
                 # What cannot be loaded by its name again has no hash to be found by.
-                config_hash=request.hash() if self.own is None and self.loaded.spec == request.model else None,
+                config_hash=request.hash(contents) if self.own is None and self.loaded.spec == request.model else None,
                 classes=self.dataset.classes,
                 templates=self.dataset.templates,
                 artifacts={name: value for name, value in artifacts.items() if value is not None},

@@ -117,23 +117,35 @@ class Request:
         """The same without pruning: what requests that share one pass have in common."""
         return dataclasses.replace(self, pruning=None)
 
-    def hash(self) -> str:
+    def hash(self, contents: dict[str, str] | None = None) -> str:
         """16 hex digits: requests whose results must be equal have equal ones.
 
         Files count by their content, the data set by its name, root and split.
+
+        Args:
+            contents: fingerprints of files by their names, to read each once for many requests; added to.
         """
+        known = {} if contents is None else contents
+
+        def content(path: str | None) -> str | None:
+            if not path or not os.path.isfile(path):
+                return path
+            if path not in known:
+                known[path] = fingerprint(path)
+            return known[path]
+
         model, data, compute = self.model, self.data, self.compute
         ours = (model.name, model.pretrained) == (bundled.MODEL, bundled.TAG)
         config: dict[str, Any] = {
             "model": model.name,
-            "pretrained": _content(str(bundled.WEIGHTS) if ours else model.pretrained),
+            "pretrained": content(str(bundled.WEIGHTS) if ours else model.pretrained),
             "dataset": data.name,
             "dataset_root": data.root,
             "split": data.split,
             "language": data.language,
             "task": self.task.name,
-            "custom_classname_file": _content(data.classnames),
-            "custom_template_file": _content(data.templates),
+            "custom_classname_file": content(data.classnames),
+            "custom_template_file": content(data.templates),
             "precision": compute.precision,
             # What autocast computes in depends on the kind of device.
             "device": compute.device_name().partition(":")[0] if compute.precision == "amp" else None,
@@ -146,14 +158,14 @@ class Request:
         for field in dataclasses.fields(self.task):
             value = getattr(self.task, field.name)
             if field.metadata.get("file"):
-                value = [_content(each) for each in value] if isinstance(value, tuple) else _content(value)
+                value = [content(each) for each in value] if isinstance(value, tuple) else content(value)
             config[field.name] = value
         if data.annotation_file:
-            config["annotation_file"] = _content(data.annotation_file)
+            config["annotation_file"] = content(data.annotation_file)
         if model.library != "open_clip":
             # All that is in a model's folder: weights, configuration, words, what it does to images.
             own = sorted(p for p in Path(model.name).glob("*") if p.is_file()) if os.path.isdir(model.name) else []
-            config |= {"model_type": model.library, "files": [[p.name, _content(str(p))] for p in own]}
+            config |= {"model_type": model.library, "files": [[p.name, content(str(p))] for p in own]}
         return config_hash(config)
 
     def flags(self) -> list[str]:
@@ -202,10 +214,6 @@ def _spec(kind: type[T], content: Mapping[str, Any]) -> T:
         return kind(**content)
     except TypeError as error:  # a field without default is missing, or is of another type
         raise UserError(f"a request's {kind.__name__} cannot be read ({error})") from error
-
-
-def _content(path: str | None) -> str | None:
-    return fingerprint(path) if path and os.path.isfile(path) else path
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

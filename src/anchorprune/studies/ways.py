@@ -87,10 +87,10 @@ def ways_of(
                 said = f"{strategy.name} is left out at {target:g} GMACs"
                 warnings.warn(FieldWarning(f"{said}: {error.fix}", f"{said}: {error.typed}"), stacklevel=2)
                 continue
-            seed = solved.seed_field
-            draws: dict[str, Any] = {} if seed is None or seed in given else {seed: range(DRAWS)}
-            each = [dataclasses.replace(solved, **{name: i}) for name, numbers in draws.items() for i in numbers]
-            ways.append(Way(tuple(each or [solved])))
+            seed, each = solved.seed_field, [solved]
+            if seed is not None and seed not in given:
+                each = [dataclasses.replace(solved, **{seed: i}) for i in range(DRAWS)]
+            ways.append(Way(tuple(each)))
     if not ways:
         raise FieldError("target_gmacs", tuple(targets or ()), "no strategy can meet any of these")
     return list(dict.fromkeys(ways))  # two targets can have one budget
