@@ -25,7 +25,7 @@ from anchorprune.datasets.sampling import choose
 from anchorprune.evaluation.statistics import bootstrap_difference
 from anchorprune.files import write_text
 from anchorprune.studies.sweep import Sweep, plan
-from anchorprune.studies.ways import Wanted, evaluate_ways, mean_scores
+from anchorprune.studies.ways import evaluate_ways, mean_scores
 
 
 def main() -> None:
@@ -36,8 +36,7 @@ def main() -> None:
     sweep.add_argument("--skip", type=int, default=0, help="leave out those that --images SKIP takes: seen before")
     args = parser.parse_args(["sweep", *sys.argv[1:]])
     request = single_request(args)
-    strategies = parse_strategies(args.strategies)
-    ways = plan(request, None if strategies is None else [Wanted(*each) for each in strategies], args.targets)
+    ways = plan(request, parse_strategies(args.strategies), args.targets)
 
     keys = open_dataset(request.data, lambda image: image).keys
     half = half_of(keys, args.part)

@@ -51,8 +51,8 @@ def test_what_is_listed_can_be_typed() -> None:
         listed = re.findall(r"--(\w+) .*?\[(?:default: ([^\]]*)|not given by default)\]", text)
         assert {flag for flag, _ in listed} == {field.name for field in dataclasses.fields(registry()[name])}
         typed = " ".join(f"--{flag} {value}" for flag, value in listed if value)
-        [(made, _)] = parse_strategies([f"{name} {typed}"])
-        assert made == registry()[name]()
+        [wanted] = parse_strategies([f"{name} {typed}"])
+        assert wanted.strategy == registry()[name]()
 
 
 def test_it_says_where_each_acts() -> None:

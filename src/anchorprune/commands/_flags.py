@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 from anchorprune import tasks
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import PRECISIONS
-from anchorprune.strategies import make_strategy, registry
-from anchorprune.strategies.base import Strategy
+from anchorprune.strategies import Wanted, make_strategy, registry
 
 # clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`_requests.plan_runs`).
 DEFAULT_OUTPUT = "{dataset}_{pretrained}_{model}_{language}_{task}.json"
@@ -126,19 +125,24 @@ def add_targets(parser: argparse._ActionsContainer) -> None:
 def add_strategy_flags(parser: argparse._ActionsContainer) -> None:
     """A flag for each field of each strategy; None where it was not given."""
     for name, field in strategy_options().items():
-        several = isinstance(field.default, tuple)
-        kind = field.metadata["kind"] if several else type(field.default)
         try:
-            parser.add_argument(
-                f"--{name}",
-                type=kind,
-                nargs="+" if several else None,
-                default=None,
-                metavar=kind.__name__.upper(),
-                help=f"{field.metadata['help']} ({_owners(name)})",
-            )
+            _add_field(parser, field, None, _owners(name))
         except argparse.ArgumentError as error:
             raise UserError(f"strategy {_owners(name)}: --{name} is another flag already; rename the field") from error
+
+
+def _add_field(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], default: Any, said: str) -> None:
+    """A field as a flag, with what is `said` below its help."""
+    several = isinstance(field.default, tuple)
+    kind = field.metadata["kind"] if several else type(field.default)
+    parser.add_argument(
+        f"--{field.name}",
+        type=kind,
+        nargs="+" if several else None,
+        default=default,
+        metavar=kind.__name__.upper(),
+        help=f"{field.metadata['help']} ({said})",
+    )
 
 
 def _task_choices() -> list[str]:
@@ -154,24 +158,15 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
             if f"--{field.name}" in parser._option_string_actions:
                 continue
             group = group or parser.add_argument_group(f"task {task.name}")
-            several = isinstance(field.default, tuple)
-            kind = field.metadata["kind"] if several else type(field.default)
-            group.add_argument(
-                f"--{field.name}",
-                type=kind,
-                nargs="+" if several else None,
-                default=field.default,
-                metavar=kind.__name__.upper(),
-                help=f"{field.metadata['help']} (default: %(default)s)",
-            )
+            _add_field(group, field, field.default, "default: %(default)s")
 
 
-def parse_strategies(specs: Sequence[str] | None) -> list[tuple[Strategy, tuple[str, ...]]] | None:
+def parse_strategies(specs: Sequence[str] | None) -> list[Wanted] | None:
     """Each of `--strategies`, a name or a name with flags in quotes, with the fields that were given; None for none."""
     return None if specs is None else [_parse_strategy(*(shlex.split(spec) or [""])) for spec in specs]
 
 
-def _parse_strategy(name: str, *flags: str) -> tuple[Strategy, tuple[str, ...]]:
+def _parse_strategy(name: str, *flags: str) -> Wanted:
     parser = Parser(prog=f"--strategies {name}", add_help=False)
     add_strategy_flags(parser)
     args, unknown = parser.parse_known_args(list(flags))
@@ -179,7 +174,7 @@ def _parse_strategy(name: str, *flags: str) -> tuple[Strategy, tuple[str, ...]]:
         raise UserError(f"--strategies '{shlex.join([name, *flags])}': unknown {' '.join(unknown)}")
     fields = given_fields(args)
     try:
-        return make_strategy(name, **fields), tuple(fields)
+        return Wanted(make_strategy(name, **fields), tuple(fields))
     except FieldError:
         raise
     except UserError as error:

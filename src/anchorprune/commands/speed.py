@@ -56,11 +56,10 @@ def run(args: argparse.Namespace) -> None:
     )
     with output_folder("out", args.out) as folder:
         from anchorprune.studies.speed import speed
-        from anchorprune.studies.ways import Wanted
 
         found = speed(
             model,
-            None if strategies is None else [Wanted(*each) for each in strategies],
+            strategies,
             target_gmacs=args.targets,
             batch_sizes=args.batch_sizes,
             repeats=args.repeats,

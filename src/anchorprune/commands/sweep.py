@@ -35,10 +35,9 @@ def run(args: argparse.Namespace) -> None:
     strategies = parse_strategies(args.strategies)
 
     from anchorprune.studies.sweep import Sweep, plan
-    from anchorprune.studies.ways import Wanted, evaluate_ways
+    from anchorprune.studies.ways import evaluate_ways
 
-    wanted = None if strategies is None else [Wanted(*each) for each in strategies]
-    ways = plan(request, wanted, args.targets)
+    ways = plan(request, strategies, args.targets)
     with output_folder("out", args.out) as folder:
         for way in ways:
             say(args, f"{way.name} {way.flags}".rstrip())

@@ -44,13 +44,12 @@ def run(args: argparse.Namespace) -> None:
     strategies = parse_strategies(args.strategies)
 
     from anchorprune.studies.tune import tune
-    from anchorprune.studies.ways import Wanted
 
     found = tune(
         request,
         max_drop=args.max_drop,
         target_speedup=args.target_speedup,
-        strategies=None if strategies is None else [Wanted(*each) for each in strategies],
+        strategies=strategies,
         calibration=args.calibration,
         progress=args.verbose,
         say=partial(say, args),

@@ -6,6 +6,7 @@ None imports torch on import.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 from anchorprune import plugins
 from anchorprune.errors import UserError, did_you_mean
@@ -32,3 +33,19 @@ def make_strategy(name: str, **fields: object) -> Strategy:
         raise UserError(f"unknown strategy {name!r}: choose one of {known}.{did_you_mean(name, registry())}")
     made: Strategy = registry()[name].checked(fields)
     return made
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A strategy to try, and which of its fields were given: the others may be solved for or drawn."""
+
+    strategy: Strategy
+    given: tuple[str, ...]
+
+    @classmethod
+    def of(cls, what: str | Strategy | Wanted) -> Wanted:
+        """Of a strategy's name, or of a strategy, whose fields that are no defaults were given."""
+        if isinstance(what, Wanted):
+            return what
+        strategy = make_strategy(what) if isinstance(what, str) else what
+        return cls(strategy, tuple(strategy.changed()))

@@ -33,9 +33,9 @@ from anchorprune.pruning.cost import (
     time_in_turns,
     waited_seconds,
 )
-from anchorprune.strategies import RECOMMENDED
+from anchorprune.strategies import RECOMMENDED, Wanted
 from anchorprune.strategies.base import Strategy
-from anchorprune.studies.ways import Wanted, ways_of
+from anchorprune.studies.ways import ways_of
 from anchorprune.towers import find_tower
 
 SEARCHED = (RECOMMENDED, "tome", "anchor")

@@ -19,9 +19,9 @@ from anchorprune.files import StrPath, write_text
 from anchorprune.models.base import LoadedModel
 from anchorprune.pruning.budget import solve
 from anchorprune.report.frontier import Measured
-from anchorprune.strategies import registry
+from anchorprune.strategies import Wanted, registry
 from anchorprune.strategies.base import Strategy
-from anchorprune.studies.ways import UNPRUNED, Wanted, Way, evaluate_ways, mean_scores, ways_of
+from anchorprune.studies.ways import UNPRUNED, Way, evaluate_ways, mean_scores, ways_of
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.statistics import Z95
 from anchorprune.models.base import LoadedModel
 from anchorprune.pruning.cost import image_tower_flops
-from anchorprune.strategies import RECOMMENDED, make_strategy
+from anchorprune.strategies import RECOMMENDED, Wanted, make_strategy
 from anchorprune.strategies.base import Strategy
 from anchorprune.studies.sweep import plan
-from anchorprune.studies.ways import Wanted, Way, evaluate_ways, mean_scores
+from anchorprune.studies.ways import Way, evaluate_ways, mean_scores
 
 # Of the unpruned tower's cost: what the search tries for each strategy.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35)

@@ -14,26 +14,10 @@ from anchorprune.evaluation.engine import evaluate
 from anchorprune.evaluation.preflight import check_no_budget
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.result import Result
-from anchorprune.strategies import make_strategy
+from anchorprune.strategies import Wanted
 from anchorprune.strategies.base import Strategy
 
 DRAWS = 3  # of a strategy that draws: its accuracy is the mean
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A strategy to try, and which of its fields were given: the others may be solved for or drawn."""
-
-    strategy: Strategy
-    given: tuple[str, ...]
-
-    @classmethod
-    def of(cls, what: str | Strategy | Wanted) -> Wanted:
-        """Of a strategy's name, or of a strategy, whose fields that are no defaults were given."""
-        if isinstance(what, Wanted):
-            return what
-        strategy = make_strategy(what) if isinstance(what, str) else what
-        return cls(strategy, tuple(strategy.changed()))
 
 
 @dataclass(frozen=True)
