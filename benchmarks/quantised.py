@@ -27,7 +27,7 @@ from resized_once import add_flags, encode, labelled, preprocessed
 from anchorprune import Coarse, ModelSpec, export, prune
 from anchorprune.models import load
 from anchorprune.pruning.cost import time_in_turns
-from anchorprune.studies.export import runner
+from anchorprune.pruning.export import runner
 
 
 def main() -> None:

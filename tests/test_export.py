@@ -27,11 +27,10 @@ from anchorprune import ModelSpec, UserError
 from anchorprune.models import load
 from anchorprune.models.huggingface import Preprocess
 from anchorprune.pruning.cost import image_tower_flops
-from anchorprune.pruning.export import ImageTower, check_format, image_tower_alone
+from anchorprune.pruning.export import ImageTower, check_format, image_tower_alone, read_about, runner
 from anchorprune.pruning.preprocessing import ResizeStraight, mean_and_std
 from anchorprune.strategies import registry
 from anchorprune.studies import export as exports
-from anchorprune.studies.export import read_about, runner
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

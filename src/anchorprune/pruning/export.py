@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,8 @@ from anchorprune.pruning.injection import active_pruning
 from anchorprune.strategies.base import Strategy
 from anchorprune.towers import find_tower
 from anchorprune.towers.positions import fixed_positions
+
+Run = Callable[[Tensor], Tensor]
 
 FORMATS = ("onnx", "torch")
 METADATA = "anchorprune"  # the key, in the file, of what it says of itself: JSON
@@ -135,6 +138,46 @@ def write(
             made = _made("onnx", lambda: _as_onnx(program, names))
             made.model.metadata_props[METADATA] = text
             made.save(temporary, external_data=False)
+
+
+def runner(path: StrPath, format: str) -> Run:
+    """What runs a file on this machine's processor: images `[B, 3, height, width]` -> features `[B, D]`."""
+    if format == "torch":
+        with open(path, "rb") as file:  # by its name it would have to end in .pt2
+            return _run_program(torch.export.load(file).module())
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    (name,) = (each.name for each in session.get_inputs())
+    return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+
+
+def read_about(path: StrPath, format: str) -> dict[str, Any]:
+    """What a file says of itself."""
+    if format == "torch":
+        files = {f"{METADATA}.json": ""}
+        with open(path, "rb") as file:
+            torch.export.load(file, extra_files=files)
+        text = files[f"{METADATA}.json"]
+    else:
+        import onnx
+
+        model = onnx.load(os.fspath(path), load_external_data=False)
+        text = {each.key: each.value for each in model.metadata_props}[METADATA]
+    about: dict[str, Any] = json.loads(text)
+    return about
+
+
+def _run_program(module: Any) -> Run:
+    def run(batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            features: Tensor = module(batch)
+            return features
+
+    return run
 
 
 def traced(tower: nn.Module, example: Tensor, name: str) -> torch.export.ExportedProgram:

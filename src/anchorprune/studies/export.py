@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
 import tempfile
@@ -33,21 +32,20 @@ from anchorprune.pruning import Pruning, prune
 from anchorprune.pruning.copies import sharing_copy
 from anchorprune.pruning.cost import image_tower_flops, time_in_turns
 from anchorprune.pruning.export import (
-    METADATA,
     ImageTower,
+    Run,
     TextTower,
     check_format,
     check_strategy,
     example_images,
     image_tower_alone,
+    runner,
     write,
 )
 from anchorprune.pruning.preprocessing import mean_and_std
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies.base import Strategy
 from anchorprune.towers import Tower, find_tower
-
-Run = Callable[[Tensor], Tensor]
 
 # An image whose features differ by more than this share of their length had another token chosen by a close call:
 # rounding alone stays below it by a factor of some hundred.
@@ -246,46 +244,6 @@ def export(
         text_path=None if text_path is None else str(text_path),
         text_check=text_check,
     )
-
-
-def runner(path: StrPath, format: str) -> Run:
-    """What runs a file on this machine's processor: images `[B, 3, height, width]` -> features `[B, D]`."""
-    if format == "torch":
-        with open(path, "rb") as file:  # by its name it would have to end in .pt2
-            return _run_program(torch.export.load(file).module())
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    (name,) = (each.name for each in session.get_inputs())
-    return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
-
-
-def read_about(path: StrPath, format: str) -> dict[str, Any]:
-    """What a file says of itself."""
-    if format == "torch":
-        files = {f"{METADATA}.json": ""}
-        with open(path, "rb") as file:
-            torch.export.load(file, extra_files=files)
-        text = files[f"{METADATA}.json"]
-    else:
-        import onnx
-
-        model = onnx.load(os.fspath(path), load_external_data=False)
-        text = {each.key: each.value for each in model.metadata_props}[METADATA]
-    about: dict[str, Any] = json.loads(text)
-    return about
-
-
-def _run_program(module: Any) -> Run:
-    def run(batch: Tensor) -> Tensor:
-        with torch.no_grad():
-            features: Tensor = module(batch)
-            return features
-
-    return run
 
 
 def _loaded(model: ModelSpec | LoadedModel | nn.Module, transform: Callable[[Any], Tensor] | None) -> LoadedModel:
