@@ -102,7 +102,7 @@ def test_multilabel_targets_are_float_vectors_as_clip_benchmarks(root: Path) -> 
     (root / "test" / "nshards.txt").write_text("1")
     (root / "dataset_type.txt").write_text("multilabel\n")
     dataset = opened(root)
-    assert dataset.multilabel
+    assert dataset.kind == "labels"
     theirs = [target for _, target in build_dataset("wds/pets", root=str(root), transform=TRANSFORM)]
     [batch] = loader(dataset, [0, 1], batch_size=4, num_workers=0)
     assert batch.targets.dtype == torch.float32

@@ -78,9 +78,9 @@ def _check_targets(dataset: EvalDataset) -> None:
         return
     count = len(dataset.classes)
     for key, target in zip(dataset.keys, dataset.targets, strict=True):
-        if dataset.multilabel and len(target) != count:
+        if dataset.kind == "labels" and len(target) != count:
             problem = f"has {len(target)} labels"
-        elif not dataset.multilabel and not 0 <= target < count:
+        elif dataset.kind == "classes" and not 0 <= target < count:
             problem = f"has label {target}"
         else:
             continue

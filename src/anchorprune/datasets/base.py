@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from anchorprune.errors import FieldError
 
 Transform = Callable[[Any], Any]
+KINDS = ("classes", "labels", "captions", "choices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,13 @@ class EvalDataset:
 
     Attributes:
         name: as the user typed it.
-        items: `items[i] -> (transform(image), target)`; target is a class index (int), or a float tensor [C] of 0 and
-            1 for multi-label data.
+        items: `items[i] -> (transform(image), target)`; the target is what `kind` says.
         keys: one stable identity a sample: what `limit` hashes and what a bad image is called.
         classes: class names by index, or None where the data set has none.
         templates: prompts with `{c}`, or finished prompts by class name; None where the data set has none.
-        multilabel: what `target` is.
+        kind: what a target is: `classes`, a class index (int); `labels`, a float tensor [C] of 0 and 1; `captions`, a
+            list of texts, one or more, of the image; `choices`, a list of texts to choose from, the first of which is
+            the image's (the image may be [n, 3, H, W] then, one for each text).
         targets: every target without decoding an image, where the source can tell.
     """
 
@@ -75,16 +77,11 @@ class EvalDataset:
     keys: Sequence[str]
     classes: list[str] | None
     templates: list[str] | dict[str, list[str]] | None
-    multilabel: bool = False
+    kind: str = "classes"
     targets: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    @property
-    def kind(self) -> str:
-        """What a sample is labelled with: `classes`, one each, or `labels`, several."""
-        return "labels" if self.multilabel else "classes"
 
 
 class Source(ABC):

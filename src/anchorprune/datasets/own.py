@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from anchorprune.datasets.base import EvalDataset, Transform
+from anchorprune.datasets.base import KINDS, EvalDataset, Transform
 from anchorprune.datasets.prompts import GENERAL_TEMPLATES
-from anchorprune.errors import UserError
+from anchorprune.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class OwnDataset:
 
     Attributes:
         samples: `samples[i] -> (image, target)` and a length. The image is what Pillow opens, or a tensor that is
-            preprocessed already; the target a class index, or a vector of 0 and 1 where there are several labels.
+            preprocessed already; the target what `kind` says.
         classes: class names by index; None: `samples.classes`, where it has them.
         templates: prompts with `{c}`, or finished prompts by class name.
         keys: one name a sample; None: its number.
-        multilabel: what the targets are.
+        kind: what the targets are, as in `EvalDataset.kind`.
         splits: other splits of the same data by name, for tasks that train on one.
     """
 
@@ -29,7 +29,7 @@ class OwnDataset:
     classes: Sequence[str] | None = None
     templates: Sequence[str] | Mapping[str, list[str]] = tuple(GENERAL_TEMPLATES)
     keys: Sequence[str] | None = None
-    multilabel: bool = False
+    kind: str = "classes"
     splits: Mapping[str, OwnDataset] = field(default_factory=dict)
 
 
@@ -49,7 +49,7 @@ def as_eval_dataset(own: Any, name: str, transform: Transform, split: str = "tes
     """`own`, an `OwnDataset` or a bare map-style data set, as the engine takes it.
 
     Raises:
-        UserError: it has no length or no items, keys that are not as many, or no split of that name.
+        UserError: it has no length or no items, an unknown kind, keys that are not as many, or no split of that name.
     """
     if isinstance(own, EvalDataset):
         return own
@@ -61,6 +61,8 @@ def as_eval_dataset(own: Any, name: str, transform: Transform, split: str = "tes
         return as_eval_dataset(own.splits[split], name, transform)
     if not hasattr(own.samples, "__getitem__") or not hasattr(own.samples, "__len__"):
         raise UserError(f"{name}: {type(own.samples).__name__} is no map-style data set (__getitem__ and __len__)")
+    if own.kind not in KINDS:
+        raise UserError(f"{name}: kind={own.kind!r} is none of {', '.join(KINDS)}.{did_you_mean(own.kind, KINDS)}")
     count = len(own.samples)
     if own.keys is not None and len(own.keys) != count:
         raise UserError(f"{name}: {len(own.keys)} keys for {count} samples")
@@ -71,5 +73,5 @@ def as_eval_dataset(own: Any, name: str, transform: Transform, split: str = "tes
         keys=[str(i) for i in range(count)] if own.keys is None else list(own.keys),
         classes=None if classes is None else [str(each) for each in classes],
         templates=dict(own.templates) if isinstance(own.templates, Mapping) else list(own.templates),
-        multilabel=own.multilabel,
+        kind=own.kind,
     )

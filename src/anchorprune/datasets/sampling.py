@@ -25,15 +25,16 @@ class Batch:
     """Some consecutive samples, bad ones taken out.
 
     Attributes:
-        images: float [B, 3, H, W], or None where no image of the batch could be read (B = 0).
-        targets: long [B], or float [B, C] for multi-label data.
+        images: float [B, 3, H, W] (or [B, n, 3, H, W], see `EvalDataset.kind`), or None where no image of the batch
+            could be read (B = 0).
+        targets: long [B] of `classes`, float [B, C] of `labels`, a list of texts for each image of other kinds.
         indices: long [B], which samples of the data set these are.
         keys: what they are called.
         bad: (key, reason) of every image that could not be read, in order.
     """
 
     images: Tensor | None
-    targets: Tensor
+    targets: Any
     indices: Tensor
     keys: list[str]
     bad: list[tuple[str, str]]
@@ -65,7 +66,7 @@ class _Chosen:
     """The chosen samples of a data set, as the DataLoader sees them: a bad image is a value, not an error."""
 
     def __init__(self, dataset: EvalDataset, indices: Sequence[int]) -> None:
-        self.items, self.multilabel = dataset.items, dataset.multilabel
+        self.items, self.kind = dataset.items, dataset.kind
         self.indices = list(indices)
         # only the chosen keys: workers may get a pickled copy
         self.keys = [dataset.keys[index] for index in self.indices]
@@ -86,8 +87,11 @@ class _Chosen:
         bad = [(self.keys[i], str(err)) for i, _, err in samples if isinstance(err, BadImage)]
         good = [sample for sample in samples if not isinstance(sample[2], BadImage)]
         images = torch.stack([image for _, image, _ in good]) if good else None
-        if self.multilabel and good:
+        targets: Any
+        if self.kind == "labels" and good:
             targets = torch.stack([torch.as_tensor(target, dtype=torch.float32) for _, _, target in good])
+        elif self.kind in ("captions", "choices"):
+            targets = [list(target) for _, _, target in good]
         else:
             targets = torch.tensor([int(target) for _, _, target in good], dtype=torch.long)
         indices = torch.tensor([self.indices[i] for i, _, _ in good], dtype=torch.long)

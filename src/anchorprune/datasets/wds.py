@@ -118,7 +118,8 @@ def open_wds(name: str, *, root: str, split: str, transform: Transform, cache_di
         items.add(tar, f"{shard}.tar", multilabel)
     if not items.keys:
         raise FieldError("dataset", name, f"the {count} tars of {source.where(split)} hold no image with a label.")
-    return EvalDataset(name, items, items.keys, classes, templates, multilabel, items.targets)
+    kind = "labels" if multilabel else "classes"
+    return EvalDataset(name, items, items.keys, classes, templates, kind, items.targets)
 
 
 def _shard_count(source: Files, name: str, split: str) -> int:

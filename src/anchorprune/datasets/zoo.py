@@ -151,7 +151,7 @@ def open_zoo(
         keys=[str(index) for index in range(len(dataset))],
         classes=_as_list(getattr(dataset, "classes", None)),
         templates=getattr(dataset, "templates", None),
-        multilabel=multilabel,
+        kind="labels" if multilabel else "classes",
         targets=None if multilabel else _targets(dataset),
     )
 

@@ -20,13 +20,8 @@ from anchorprune.strategies.base import Strategy
 from anchorprune.towers import Tower, find_tower
 
 
-def _encode_image(model: Any, images: Tensor) -> Tensor:
-    features: Tensor = model.encode_image(images)
-    return features
-
-
-def _normalised(out: Tensor) -> Tensor:
-    return F.normalize(out.float(), dim=-1) if out.is_floating_point() else out
+def _features(model: Any, images: Tensor) -> Tensor:
+    return F.normalize(model.encode_image(images).float(), dim=-1)
 
 
 class Encoder:
@@ -46,13 +41,13 @@ class Encoder:
         model: Any,
         strategy: Strategy | None,
         runtime: Runtime,
-        forward: Callable[[Any, Tensor], Tensor] = _encode_image,
+        forward: Callable[[Any, Tensor], Tensor] = _features,
         dense_flops: int | None = None,
     ) -> None:
         """
         Args:
             model: unpruned, and this encoder's alone: a `sharing_copy` where several encode side by side.
-            forward: what is wanted of the model for a batch of images.
+            forward: what is wanted of the model for a batch of images, as `Task.forward`; normalised features.
             dense_flops: of the unpruned tower; None where it is not known.
         """
         self.model, self.strategy, self.runtime, self._forward = model, strategy, runtime, forward
@@ -72,7 +67,7 @@ class Encoder:
         self._seconds: list[tuple[int, float]] = []
 
     def __call__(self, images: Tensor, unpruned: UnprunedBlocks | None = None) -> Tensor:
-        """What `forward` gives for `images`, features normalised, in float32.
+        """What `forward` gives for `images`.
 
         Args:
             unpruned: what the unpruned blocks gave for these very images: those before the first that is pruned do
@@ -86,11 +81,11 @@ class Encoder:
             end = clock(device)
         self._seconds.append((len(images), unpruned.seconds(first, start, end) if unpruned else end - start))
         self.images += len(images)
-        return _normalised(out)
+        return out
 
     def encode(self, images: Tensor) -> Tensor:
         """The same of images that do not count, neither as images nor in time."""
-        return _normalised(self._out(images))
+        return self._out(images)
 
     def _out(self, images: Tensor) -> Tensor:
         with self.runtime.autocast():
@@ -135,7 +130,7 @@ class EncodersInTurns:
         self._batches = 0
 
     def __call__(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The number of each encoder and its normalised features of `images`."""
+        """The number of each encoder and what it gives for `images`."""
         blocks = None
         if self._unpruned is not None:
             unpruned = self._encoders[self._unpruned]

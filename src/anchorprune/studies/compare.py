@@ -15,7 +15,7 @@ from anchorprune.evaluation.request import plain
 from anchorprune.evaluation.result import Result
 from anchorprune.evaluation.statistics import Difference, bootstrap_difference, mcnemar
 from anchorprune.files import StrPath
-from anchorprune.tasks import registry
+from anchorprune.tasks import make_task, registry, task_from_dict
 from anchorprune.tasks.base import Outcomes
 
 MISSING = "–"
@@ -222,8 +222,11 @@ def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
 
 
 def _primary(result: Mapping[str, Any]) -> str:
-    task = registry().get(str(result.get("task")))
-    return task.primary if task else "acc1"
+    request = result.get("request")
+    name = str(result.get("task"))
+    if isinstance(request, Mapping) and isinstance(request.get("task"), Mapping):
+        return task_from_dict(request["task"]).primary
+    return make_task(name).primary if name in registry() else "acc1"
 
 
 def _remarks(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ class Meter(Protocol):
     """The metrics of one way of pruning, batch by batch; of several shards they are merged."""
 
     def update(self, out: Tensor, batch: Batch) -> None:
-        """Take what `Task.forward` gave for a batch: normalised features `[B, D]`, unless it says otherwise."""
+        """Take what `Task.forward` gave for a batch."""
 
     def merge(self, other: Any) -> None:
         """Take what another meter of the same task saw: samples of its own."""
@@ -124,12 +124,15 @@ class Task(Fields, ABC):
     """What is measured: a frozen dataclass of its settings."""
 
     name: ClassVar[str]
-    # What data it takes: `classes` (one label an image) or `labels` (several).
+    # Which of `EvalDataset.kind` it takes.
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
     # Of which of it meters know each sample's score; None: of all.
     scored_kinds: ClassVar[tuple[str, ...] | None] = None
-    # The metric that ways of pruning are compared by: a share, 0 … 1, more is better.
-    primary: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def primary(self) -> str:
+        """The metric that ways of pruning are compared by: a share, 0 … 1, more is better."""
 
     def as_dict(self) -> dict[str, Any]:
         """`{"task": name, field: value, …}`, as a request's JSON has it."""
@@ -140,9 +143,10 @@ class Task(Fields, ABC):
         return
 
     def forward(self, model: Any, images: Tensor) -> Tensor:
-        """What is measured of the pruned model: the images' features."""
-        features: Tensor = model.encode_image(images)
-        return features
+        """What is measured of the pruned model, under autocast: the images' features, normalised, in float32."""
+        from torch.nn import functional as F
+
+        return F.normalize(model.encode_image(images).float(), dim=-1)
 
     @abstractmethod
     def prepare(self, bench: Bench) -> Any:

@@ -29,9 +29,12 @@ class ZeroShotClassification(Task):
     name: ClassVar[str] = "zeroshot_classification"
     kinds: ClassVar[tuple[str, ...]] = ("classes", "labels")
     scored_kinds: ClassVar[tuple[str, ...]] = ("classes",)  # of several labels an image none is right or wrong
-    primary: ClassVar[str] = "acc1"
 
     load_clfs: tuple[str, ...] = option((), "use saved classifiers, averaged", kind=str, file=True)
+
+    @property
+    def primary(self) -> str:
+        return "acc1"
 
     def check(self) -> None:
         for path in self.load_clfs:
@@ -43,7 +46,7 @@ class ZeroShotClassification(Task):
         if dataset.classes is None:
             raise FieldError("dataset", dataset.name, "has no class names (classnames.txt), which zero-shot needs")
         classifier = self._classifier(bench, dataset.classes).to(bench.device)
-        return Prepared(classifier, dataset.multilabel, bench.keep_scores)
+        return Prepared(classifier, dataset.kind == "labels", bench.keep_scores)
 
     def meter(self, prepared: Prepared, encode_split: EncodeSplit) -> ZeroShot:
         return ZeroShot(prepared.classifier, prepared.multilabel, prepared.keep_scores)
