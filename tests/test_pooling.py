@@ -18,11 +18,47 @@ from anchorprune.strategies.tome import Tome, merge_plan
 from anchorprune.tokens import TokenPlan, Tokens
 from anchorprune.towers import find_tower
 
+
+class MainAttention(nn.Module):
+    """What open_clip's main branch (4.2.0.dev0) has in its pooler instead of nn.MultiheadAttention: the same numbers."""
+
+    def __init__(self, own: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(
+        self, x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        assert k_x is not None
+        mask = None if attn_mask is None else attn_mask.expand(-1, self.own.num_heads, x.shape[1], -1).flatten(0, 1)
+        return self.own(x, k_x, v_x, attn_mask=mask, need_weights=False)[0]
+
+
+class MainPooler(nn.Module):
+    """open_clip's `AttentionalPooler` as its main branch calls the attention: keys and values by name."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.query, self.ln_q, self.ln_k, self.attn = own.query, own.ln_q, own.ln_k, MainAttention(own.attn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ln_k(x)
+        return self.attn(self.ln_q(self.query).unsqueeze(0).expand(len(x), -1, -1), k_x=x, v_x=x)
+
+
+def coca(main: bool = False) -> Any:
+    visual = make_visual(attentional_pool=True, attn_pooler_heads=4, output_dim=16)
+    if main:
+        visual.attn_pool = MainPooler(visual.attn_pool)
+    return visual
+
+
 POOLS: dict[str, Any] = {
     "open_clip, mean": lambda: make_visual(pool_type="avg"),
     "open_clip, mean, norm after (CLIPA)": lambda: make_visual(pool_type="avg", final_ln_after_pool=True),
     "open_clip, mean, custom blocks": lambda: make_visual(pool_type="avg", block_type="custom"),
-    "open_clip, attention (CoCa)": lambda: make_visual(attentional_pool=True, attn_pooler_heads=4, output_dim=16),
+    "open_clip, attention (CoCa)": coca,
+    "open_clip, attention, main branch": lambda: coca(main=True),
     "open_clip, attention, parallel": lambda: make_visual(
         attentional_pool="parallel", attn_pooler_heads=4, output_dim=32
     ),

@@ -92,7 +92,9 @@ class OpenClipTower(Tower):
             pools = [visual.attn_pool]
             if getattr(visual, "attn_pool_type", "") == "parallel":  # in a cascade it pools what the first one gave
                 pools.append(visual.attn_pool_contrastive)
-            add = partial(add_to_logits, bias, "key_padding_mask", for_each_key)
+            plain = isinstance(visual.attn_pool.attn, nn.MultiheadAttention)  # of the main branch it is its own
+            keyword, shaped = ("key_padding_mask", for_each_key) if plain else ("attn_mask", _same)
+            add = partial(add_to_logits, bias, keyword, shaped)
             return Changes(pre_hooks=[(pool.attn, add) for pool in pools])
         if getattr(visual, "pool_type", "tok") != "avg":
             return Changes()

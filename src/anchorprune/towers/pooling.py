@@ -24,7 +24,7 @@ def add_to_logits(
     """Pre-hook of a pooling head's attention: the sizes' addend by this keyword, in the dtype of the tokens."""
     if (addend := bias()) is None:
         return None
-    x = args[-1]  # the tokens that are attended to
+    x = kwargs.get("k_x", args[-1])  # the tokens that are attended to
     addend = shaped(addend[..., -x.shape[1] :].to(x.dtype))  # a head may leave out the prefix
     there = kwargs.get(keyword)
     return args, {**kwargs, keyword: addend if there is None else there + addend}
