@@ -3,7 +3,8 @@
     python benchmarks/open_clip_versions.py [--pretrained CHECKPOINT.pt] [--checkout FOLDER]
 
 Each release is installed without its dependencies into a folder of its own and run in a process of its own; all share
-this environment's torch. `--checkout` compares a clone of its repository too, whatever branch that is on. Exits with 1 when a release disagrees. Needs a package index.
+this environment's torch. `--checkout` compares a clone of its repository too. Exits with 1 when a release disagrees. Needs a
+package index.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def encode(model_name: str, checkpoint: str, out: str) -> None:
         }.items():
             with anchorprune.prune(model, **{"strategy": "anchor", **fields}) as pruning:
                 found[name] = (torch.nn.functional.normalize(model.encode_image(images), dim=-1), pruning.kept)
-    first = model.visual.transformer.resblocks[0].attn
-    torch.save({"found": found, "version": open_clip.version.__version__, "batch_first": getattr(first, "batch_first", True)}, out)
+    batch_first = getattr(model.visual.transformer.resblocks[0].attn, "batch_first", True)
+    torch.save({"found": found, "version": open_clip.version.__version__, "batch_first": batch_first}, out)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from anchorprune.towers import find_tower
 
 
 class MainAttention(nn.Module):
-    """What open_clip's main branch (4.2.0.dev0) has in its pooler instead of nn.MultiheadAttention: the same numbers."""
+    """What open_clip's main branch (4.2.0.dev0) has in its pooler instead of nn.MultiheadAttention."""
 
     def __init__(self, own: nn.MultiheadAttention) -> None:
         super().__init__()
