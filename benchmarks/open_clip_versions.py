@@ -3,8 +3,8 @@
     python benchmarks/open_clip_versions.py [--pretrained CHECKPOINT.pt] [--checkout FOLDER]
 
 Each release is installed without its dependencies into a folder of its own and run in a process of its own; all share
-this environment's torch. `--checkout` compares a clone of its repository too. Exits with 1 when a release disagrees. Needs a
-package index.
+this environment's torch. `--checkout` compares a clone of its repository too. Exits with 1 when a release
+disagrees. Needs a package index.
 """
 
 from __future__ import annotations
