@@ -9,7 +9,7 @@ demo: setup
 	$(BIN)/anchorprune demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .
