@@ -11,6 +11,7 @@ from support.libraries import hf_clip, hf_siglip
 from support.material import World, command, evaluated, read, tree
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import anchorprune
 from anchorprune.evaluation.engine import evaluate
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
 from anchorprune.models import huggingface
@@ -120,3 +121,19 @@ def test_the_library_evaluates_it_too(folder: Path) -> None:
         compute=Compute(precision="fp32", num_workers=0),
     )
     assert evaluate(request, progress=False).n_samples == 6
+
+
+def test_both_towers_are_exported(folder: Path) -> None:
+    import onnxruntime
+
+    loaded = huggingface.load(str(folder), "", cache_dir=None, device=CPU, precision="fp32")
+    found = anchorprune.export(loaded, "thin", "tower.onnx", keep_patches=9, text_path="text.onnx", check_images=2)
+    assert found.check.least_cosine > 0.9999
+    assert found.text_check.least_cosine > 0.9999
+    assert loaded.tokenizer is not None
+    tokens = loaded.tokenizer(["a photo of the.", "a", "photo"])
+    session = onnxruntime.InferenceSession("text.onnx", providers=["CPUExecutionProvider"])
+    (features,) = session.run(None, {session.get_inputs()[0].name: tokens.numpy()})
+    with torch.no_grad():
+        expected = loaded.model.encode_text(tokens)
+    torch.testing.assert_close(torch.from_numpy(features), expected, atol=1e-5, rtol=1e-4)
