@@ -4,8 +4,7 @@
     python benchmarks/retrieval_memory.py --images 100000   # and 500,000 captions: a quarter of an hour on one core
 
 Features of width 512 go through the task's own meter, batch by batch, as an evaluation hands them over. Target: the
-whole process stays below 4 GB, whatever the size. clip-benchmark's matrix of similarities alone would take 200 GB for
-the second command, and its one-hot of texts × k × images 2 TB at k = 5.
+whole process stays below 4 GB. clip-benchmark's matrix of similarities alone would take 200 GB for the second command.
 """
 
 from __future__ import annotations

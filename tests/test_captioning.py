@@ -92,20 +92,19 @@ LEFT_OPEN = pytest.mark.filterwarnings(  # upstream leaves METEOR's process to t
 
 @needs_scorers
 @LEFT_OPEN
-@pytest.mark.parametrize("pruning", [None, TOME], ids=["unpruned", "pruned"])
-def test_the_metrics_are_clip_benchmarks(pruning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metrics_are_clip_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Writer()
-    if pruning:
-        anchorprune.prune(model, pruning)
+    anchorprune.prune(model, TOME)
     theirs = upstreams(model, monkeypatch)
-    metrics = asked(Writer(), pruning).metrics
+    metrics = asked(Writer(), TOME).metrics
     assert list(metrics) == list(theirs)
     assert metrics == pytest.approx(theirs, abs=1e-6)
     assert 0 < theirs["ROUGE_L"] < 1
 
 
 @needs_scorers
-def test_shards_merge_and_scores_are_each_images_rouge() -> None:
+def test_shards_merge_and_scores_are_each_images_rouge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioning, "_meteor", lambda *_: 0.0)  # which takes seconds to start
     whole = asked(Writer(), keep_scores=True)
     merged = merge([asked(Writer(), keep_scores=True, shard=(rank, 3)) for rank in (1, 2, 0)])
     assert merged.metrics == whole.metrics

@@ -174,6 +174,9 @@ def test_flickr8k_gives_upstreams_images_and_all_captions_of_each(tmp_path: Path
 def test_captions_in_a_language_that_upstream_has_not_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="language='tlh': clip-benchmark has no captions of crossmodal3600 in it"):
         opened("crossmodal3600", tmp_path, language="tlh")
+    for name in ("sugar_crepe/add_att", "winoground", "mscoco_captions"):  # where upstream would take it for English
+        with pytest.raises(UserError, match=f"language='de': the captions of {name} are in English"):
+            opened(name, tmp_path, language="de")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # upstream leaves its file open

@@ -60,7 +60,7 @@ def test_the_metrics_are_clip_benchmarks(shape: tuple[int, ...], pruning: Any) -
     images, texts = pixels(*shape), pairs(15)
     theirs = upstreams(images, texts, pruning)
     assert asked(images, texts, pruning).metrics == pytest.approx(theirs, abs=1e-6)
-    assert 0 < theirs["text_acc"] < 1
+    assert any(0 < share < 1 for share in theirs.values())
 
 
 def test_two_captions_that_are_equal_are_not_right() -> None:

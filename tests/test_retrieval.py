@@ -157,6 +157,7 @@ def test_it_is_swept_and_tuned_by_its_own_metric(world: World) -> None:
     assert any("points of image_retrieval_recall@1" in line for line in tuned.out)
 
 
+@pytest.mark.filterwarnings("ignore:tome is left out")
 def test_tuning_judges_by_the_captions_of_images_that_it_did_not_search_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

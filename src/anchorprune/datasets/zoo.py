@@ -125,6 +125,8 @@ def open_zoo(
             f"clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
             f"give --custom_template_file.{did_you_mean(language, languages)}",
         )
+    if language != "en" and not annotation_file and (kind == "choices" or name == "mscoco_captions"):
+        raise FieldError("language", language, f"the captions of {name} are in English; give en.")  # upstream takes any
     try:
         # upstream prints what it downloads; standard output is for results
         with contextlib.redirect_stdout(sys.stderr):
