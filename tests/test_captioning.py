@@ -54,15 +54,18 @@ def own(captions: list[list[str]] = CAPTIONS) -> OwnDataset:
     return OwnDataset(list(zip(images, captions, strict=True)), kind="captions")
 
 
-def asked(model: nn.Module, pruning: Any = None, dataset: OwnDataset | None = None, **options: Any) -> Result:
-    request = Request(
+def request(pruning: Any = None) -> Request:
+    return Request(
         model=ModelSpec(name="mine"),
         data=DataSpec(name="mine"),
         task=Captioning(spice="no"),
         pruning=pruning,
         compute=Compute(device="cpu", precision="fp32", batch_size=4, num_workers=0),
     )
-    return evaluate(request, model=loaded(model), dataset=dataset or own(), **options)
+
+
+def asked(model: nn.Module, pruning: Any = None, **options: Any) -> Result:
+    return evaluate(request(pruning), model=loaded(model), dataset=own(), **options)
 
 
 class NoSpice:
@@ -120,12 +123,19 @@ def test_no_text_shifts_the_lines_of_those_after_it() -> None:
     assert tokenized(texts) == {0: ["a cat on a mat"], 1: [""], 2: ["two dogs tails", "it 's"], 3: [""]}
 
 
+@needs_scorers
+def test_it_is_swept_by_rouge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioning, "_meteor", lambda *_: 0.0)
+    swept = anchorprune.sweep(request(), [TOME], model=loaded(Writer()), dataset=own(), progress=False)
+    assert "ROUGE_L %" in swept.to_text()
+
+
 # --- open_clip's CoCa
 
 
 def coca() -> nn.Module:
     torch.manual_seed(0)
-    text = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    text = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 4, "head_width": 8}
     pool = {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 8, "output_tokens": True}
     model = coca_model.CoCa(

@@ -30,16 +30,22 @@ def pixels(*shape: int) -> Tensor:
     return torch.randn(*shape, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def asked(images: Tensor, texts: Sequence[Sequence[str]], pruning: Any = None, **options: Any) -> Result:
-    request = Request(
+def request(pruning: Any = None) -> Request:
+    return Request(
         model=ModelSpec(name="mine"),
         data=DataSpec(name="mine"),
         task=ImageCaptionSelection(),
         pruning=pruning,
         compute=Compute(device="cpu", precision="fp32", batch_size=4, num_workers=0),
     )
-    dataset = OwnDataset(list(zip(images, texts, strict=True)), kind="choices")
-    return evaluate(request, model=model(), dataset=dataset, **options)
+
+
+def own(images: Tensor, texts: Sequence[Sequence[str]]) -> OwnDataset:
+    return OwnDataset(list(zip(images, texts, strict=True)), kind="choices")
+
+
+def asked(images: Tensor, texts: Sequence[Sequence[str]], pruning: Any = None, **options: Any) -> Result:
+    return evaluate(request(pruning), model=model(), dataset=own(images, texts), **options)
 
 
 def pairs(count: int) -> list[list[str]]:
@@ -103,6 +109,17 @@ def test_shards_merge_and_scores_are_of_samples() -> None:
     assert merged.outcomes.scores.tolist() == whole.outcomes.scores.tolist()
     assert whole.outcomes.scores.mean() == pytest.approx(whole.metrics["acc"])
     assert whole.n_samples == 7
+
+
+def test_it_is_swept_by_the_share_of_samples_that_are_right_both_ways() -> None:
+    swept = anchorprune.sweep(request(), [TOME], model=model(), dataset=own(pixels(7, 2), pairs(7)), progress=False)
+    assert "acc %" in swept.to_text()
+    assert [point.metric for point in swept.points] == ["acc", "acc"]
+
+
+def test_attention_is_read_of_every_image_of_a_sample() -> None:
+    result = asked(pixels(4, 2), pairs(4), attention_images=3)
+    assert result.artifacts["attention"].weights[0].shape[0] == 3
 
 
 def test_a_sample_without_a_choice_is_refused() -> None:

@@ -202,7 +202,7 @@ def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
     except UserError as error:
         return [f"Not paired: {error}."], None, None
     n = len(of_a)
-    unit = "image" if sides[0].result.get("n_samples") in (None, len(a.keys)) else "query"
+    unit = "query" if "samples" in a.details else "image"
     lines = []
     if n != len(a.keys) or n != len(b.keys):
         lines.append(f"Paired where both have the {unit}: n = {n}, of {len(a.keys)} in A and {len(b.keys)} in B.")
@@ -215,6 +215,8 @@ def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
     lines.append(
         f"{metric} of B minus A, {unit} by {unit} (n = {n}): {value} points, 95 % interval {low} to {high} (bootstrap)."
     )
+    if "samples" in a.details:
+        lines.append("The queries of one image are no independent trials: the interval is narrower than it should be.")
     if p is not None:
         chance = "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
         only_a, only_b = int((of_a > of_b).sum()), int((of_b > of_a).sum())

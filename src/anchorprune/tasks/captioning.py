@@ -119,7 +119,9 @@ class Captioned:
 
     def scores(self) -> Outcomes:
         """ROUGE_L of each image."""
-        return Outcomes(tuple(self._written[i][0] for i in sorted(self._written)), self._score()[1])
+        import numpy as np
+
+        return Outcomes(tuple(self._written[i][0] for i in sorted(self._written)), np.array(self._score()[1]))
 
     def _score(self) -> tuple[dict[str, float], list[float]]:
         if self._scored is None:

@@ -75,14 +75,20 @@ class Selection:
     def compute(self) -> dict[str, float]:
         """Shares of samples: image_acc, all texts have their own image as the nearest of the sample's; text_acc, all
         images their own text; acc, both."""
-        text, image = ([sample[side] for sample in self._right.values()] for side in (1, 2))
-        right = {"image_acc": image, "text_acc": text, "acc": [a and b for a, b in zip(text, image, strict=True)]}
-        return {name: sum(values) / len(values) for name, values in right.items()}
+        samples = self._right.values()
+        right = {
+            "image_acc": sum(image for _, _, image in samples),
+            "text_acc": sum(text for _, text, _ in samples),
+            "acc": sum(text and image for _, text, image in samples),
+        }
+        return {name: count / len(samples) for name, count in right.items()}
 
     def scores(self) -> Outcomes:
         """Whether each sample is right both ways."""
-        keys, text, image = zip(*(self._right[i] for i in sorted(self._right)), strict=True)
-        return Outcomes(keys, [a and b for a, b in zip(text, image, strict=True)])
+        import numpy as np
+
+        samples = [self._right[i] for i in sorted(self._right)]
+        return Outcomes(tuple(key for key, _, _ in samples), np.array([text and image for _, text, image in samples]))
 
 
 def all_right(similar: Tensor) -> bool:

@@ -102,16 +102,19 @@ class Recall:
 
         The captions of one image share it, so that they are not independent.
         """
+        import numpy as np
+
         if not self.keep_scores:
             return None
         keys = [self._keys[i] for i in sorted(self._keys)]
-        samples = [n for n, own in enumerate(keys) for _ in own]
+        samples = np.repeat(np.arange(len(keys)), [len(own) for own in keys])
         found = (self._ranked()[0] < self.recall_k[0]).numpy()
         return Outcomes(tuple(key for own in keys for key in own), found, {"samples": samples})
 
     def _ranked(self) -> tuple[Tensor, Tensor]:
         if self._ranks is None:
-            of_texts, of_images = retrieval_ranks(*(tensor.to(self.device) for tensor in self._in_order()))
+            images, texts, owner = (tensor.to(self.device) for tensor in self._in_order())
+            of_texts, of_images = retrieval_ranks(images, texts, owner)
             self._ranks = of_texts.cpu(), of_images.cpu()
         return self._ranks
 
