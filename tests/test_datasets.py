@@ -14,7 +14,7 @@ from PIL import Image
 from support.opened import opened as opened_by_name
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
-from anchorprune.datasets import dataset_root, default_task, expand_names
+from anchorprune.datasets import DataSpec, dataset_root, default_task, expand_names
 from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
 
@@ -44,7 +44,7 @@ def opened(path: Path | str, **options):
 
 def test_names_are_looked_up_without_torch() -> None:
     code = (
-        "import sys, anchorprune.datasets as d; d.expand_names(['vtab']); d.default_task('x'); "
+        "import sys, anchorprune.datasets as d; d.expand_names(['vtab']); d.default_task(d.DataSpec(name='x')); "
         "assert not {'torch', 'clip_benchmark', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -66,10 +66,25 @@ def test_a_list_file_that_lists_nothing_is_refused(tmp_path: Path, content: byte
         expand_names([str(tmp_path / "sets.txt")])
 
 
-def test_a_webdataset_has_the_default_task_of_what_it_holds() -> None:
-    assert default_task("wds/flickr8k") == "zeroshot_retrieval"
-    assert default_task("sugar_crepe/add_att") == "image_caption_selection"
-    assert default_task("folder:photos") == "zeroshot_classification"
+def default(name: str, **fields: str) -> str:
+    return default_task(DataSpec(name=name, **fields))
+
+
+def test_the_default_task_is_that_of_the_name_where_no_file_says_it(tmp_path: Path) -> None:
+    assert default("wds/flickr8k", root=str(tmp_path)) == "zeroshot_retrieval"
+    assert default("sugar_crepe/add_att") == "image_caption_selection"
+    assert default("folder:photos") == "zeroshot_classification"
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [("retrieval\n", "zeroshot_retrieval"), ("multilabel", "zeroshot_classification")]
+)
+def test_the_default_task_of_a_webdataset_is_what_its_files_say_whatever_its_name(
+    tmp_path: Path, kind: str, task: str
+) -> None:
+    (tmp_path / "dataset_type.txt").write_text(kind)
+    assert default("wds/mine", root=str(tmp_path)) == task
+    assert default("wds/flickr8k", root=str(tmp_path)) == task
 
 
 def test_a_root_template_takes_the_name_without_its_prefix() -> None:

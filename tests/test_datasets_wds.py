@@ -17,6 +17,7 @@ from PIL import Image
 from support.opened import opened as opened_by_name
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
+from anchorprune.datasets import DataSpec, default_task
 from anchorprune.datasets.remote import web_folders
 from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
@@ -214,13 +215,36 @@ def test_a_bad_multilabel_vector_is_refused_and_never_unpickled(root: Path, labe
         opened(root)
 
 
+def test_captions_are_lines_of_a_text_file_without_the_blank_ones(root: Path) -> None:
+    text = "\ufeffa Katze — cat\r\n\n  two of them \n".encode()
+    write_tar(
+        root / "test" / "0.tar", [("5.png", encoded(5)), ("5.txt", text), ("6.txt", b"one"), ("6.png", encoded(6))]
+    )
+    (root / "test" / "nshards.txt").write_text("1")
+    (root / "dataset_type.txt").write_text("retrieval\n")
+    (root / "classnames.txt").unlink()
+    dataset = opened(root)
+    assert (dataset.kind, dataset.keys, dataset.classes) == ("captions", ["0.tar/5", "0.tar/6"], None)
+    assert dataset.targets == [["a Katze — cat", "two of them"], ["one"]]
+    assert dataset.items[0][1] == dataset.targets[0]
+
+
+@pytest.mark.parametrize(("text", "reason"), [(b" \n\n", "'5' has no caption"), (b"\xff", "'5': its .txt is no UTF-8")])
+def test_an_image_without_a_caption_is_refused(root: Path, text: bytes, reason: str) -> None:
+    write_tar(root / "test" / "0.tar", [("5.png", encoded(5)), ("5.txt", text)])
+    (root / "test" / "nshards.txt").write_text("1")
+    (root / "dataset_type.txt").write_text("retrieval")
+    with pytest.raises(UserError, match=re.escape(reason)):
+        opened(root)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
         ("test/nshards.txt", "two", "must hold the number of tars"),
         ("test/nshards.txt", "0", "must hold the number of tars"),
         ("test/nshards.txt", "3", "2.tar: no such file, but test/nshards.txt promises 3 tars"),
-        ("dataset_type.txt", "retrieval", "retrieval data set, which anchorprune cannot evaluate yet"),
+        ("dataset_type.txt", "retrieval", "for .cls dataset_type.txt must say classification"),
         ("dataset_type.txt", "multi-label", "Did you mean 'multilabel'"),
         ("classnames.txt", "cat\n\ndog\n", "line 2 is empty"),
         ("classnames.txt", "", "line 1 is empty"),
@@ -305,6 +329,12 @@ def test_a_url_gives_the_same_data_set_and_is_downloaded_once(site: str, root: P
     stored = [path for path in (tmp_path / "cache" / "anchorprune" / "wds").rglob("*") if path.is_file()]
     assert len(stored) == 6
     assert not [path for path in stored if path.suffix in (".part", ".tmp")]
+
+
+def test_the_default_task_of_a_url_is_what_its_files_say(site: str, root: Path) -> None:
+    (root / "dataset_type.txt").write_text("retrieval")
+    assert default_task(DataSpec(name="wds/mine", root=site)) == "zeroshot_retrieval"
+    assert not [path for path in Handler.requests if path.endswith(".tar")]
 
 
 def test_a_cache_folder_is_used_where_one_is_given_and_keeps_data_sets_apart(site: str, tmp_path: Path) -> None:

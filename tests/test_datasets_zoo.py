@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.opened import opened as opened_by_name
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import ToTensor
 
-from anchorprune.datasets import default_task, names
+from anchorprune.datasets import DataSpec, default_task, names
 from anchorprune.datasets.sampling import BadImage, loader
 from anchorprune.errors import UserError
 
@@ -87,7 +88,7 @@ def test_collections_have_upstreams_order() -> None:
 
 def test_default_tasks_are_upstreams() -> None:
     for name in names.known_names():
-        assert default_task(name) == builder.get_dataset_default_task(name)
+        assert default_task(DataSpec(name=name)) == builder.get_dataset_default_task(name)
 
 
 # --- data
@@ -155,6 +156,41 @@ def test_the_transform_is_not_changed_by_a_data_set_that_inserts_a_step(monkeypa
     assert seen[0] is not transform
 
 
+def test_flickr8k_gives_upstreams_images_and_all_captions_of_each(tmp_path: Path) -> None:
+    lines = ["image,caption"]
+    for i in range(3):
+        Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / f"{i}.jpg")
+        lines += [f"{i}.jpg,thing {i}, seen {j} times" for j in range(2)]
+    (tmp_path / "flickr8k_test_karpathy.txt").write_text("\n".join(lines))
+    dataset = opened("flickr8k", tmp_path)
+    upstream = builder.build_dataset("flickr8k", root=str(tmp_path), transform=ToTensor(), task="zeroshot_retrieval")
+    assert (dataset.kind, len(dataset)) == ("captions", 3)
+    for i in range(3):
+        image, captions = dataset.items[i]
+        assert torch.equal(image, upstream[i][0])
+        assert captions == upstream[i][1] == [f"thing {i}, seen 0 times", f"thing {i}, seen 1 times"]
+
+
+def test_captions_in_a_language_that_upstream_has_not_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="language='tlh': clip-benchmark has no captions of crossmodal3600 in it"):
+        opened("crossmodal3600", tmp_path, language="tlh")
+    for name in ("sugar_crepe/add_att", "winoground", "mscoco_captions"):  # where upstream would take it for English
+        with pytest.raises(UserError, match=f"language='de': the captions of {name} are in English"):
+            opened(name, tmp_path, language="de")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # upstream leaves its file open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_sugar_crepe_gives_the_right_caption_first(tmp_path: Path) -> None:
+    (tmp_path / "val2017").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "val2017" / "a.jpg")
+    sample = {"filename": "a.jpg", "caption": "a red cat", "negative_caption": "a blue cat"}
+    (tmp_path / "add_att.json").write_text(json.dumps({"17": sample}))
+    dataset = opened("sugar_crepe/add_att", tmp_path)
+    assert (dataset.kind, dataset.classes) == ("choices", None)
+    assert dataset.items[0][1] == ["a red cat", "a blue cat"]
+
+
 # --- what can go wrong
 
 
@@ -164,8 +200,6 @@ def test_the_transform_is_not_changed_by_a_data_set_that_inserts_a_step(monkeypa
         ("cifar11", r"dataset='cifar11': neither .*Did you mean 'cifar10'"),
         ("vtab/dtd", "streams without a length"),
         ("tfds/mnist", "streams without a length"),
-        ("flickr8k", "captions instead of classes"),
-        ("winoground", "captions instead of classes"),
     ],
 )
 def test_names_that_cannot_be_evaluated_are_refused(name: str, reason: str) -> None:

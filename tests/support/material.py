@@ -161,6 +161,31 @@ def make_wds(path: Path, labels: list[Any], classes: int = 3) -> Path:
     return path
 
 
+def make_captions(path: Path, captions: list[list[str]]) -> Path:
+    """A webdataset of images with captions, several each."""
+    (path / "test").mkdir(parents=True)
+    with tarfile.open(path / "test" / "0.tar", "w") as tar:
+        for i, own in enumerate(captions):
+            image = io.BytesIO()
+            picture(i).save(image, "PNG")
+            for extension, data in (("png", image.getvalue()), ("txt", "\n".join(own).encode())):
+                info = tarfile.TarInfo(f"s{i}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (path / "test" / "nshards.txt").write_text("1")
+    (path / "dataset_type.txt").write_text("retrieval\n")
+    return path
+
+
+# Of 7 images, one to three each, in words that set them apart.
+CAPTIONS = [
+    [f"{count} {thing} {place}" for place in ("at sea", "on a hill", "in the rain")[: 1 + i % 3]]
+    for i, (count, thing) in enumerate(
+        zip(["one", "two", "three", "four", "five", "six", "ten"], CIFAR10, strict=False)
+    )
+]
+
+
 @dataclass
 class World:
     """A model and data sets, as flags of `eval`."""
@@ -172,6 +197,7 @@ class World:
     things: list[str]  # 24 images, 6 classes
     three: list[str]  # 7 images, 3 classes
     labels: list[str]  # 6 images, 3 labels, several an image
+    captioned: list[str]  # 7 images with `CAPTIONS`
 
 
 def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
@@ -180,6 +206,7 @@ def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     root = make_cifar10(folder / "root", monkeypatch)
     make_wds(folder / "wds-three", [0, 1, 2, 0, 1, 2, 0])
     make_wds(folder / "wds-labels", [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]])
+    make_captions(folder / "wds-captioned", CAPTIONS)
     wds = ["--dataset_root", str(folder / "wds-{dataset}")]
     return World(
         folder=folder,
@@ -189,4 +216,5 @@ def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         things=["--dataset", f"folder:{make_folder(folder / 'things')}"],
         three=["--dataset", "wds/three", *wds],
         labels=["--dataset", "wds/labels", *wds],
+        captioned=["--dataset", "wds/captioned", *wds],
     )

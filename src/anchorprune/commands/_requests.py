@@ -97,30 +97,26 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
             "--model_type ja_clip: models of the package japanese_clip are not there yet; use clip-benchmark for them, "
             "or --model_type open_clip or hf"
         )
-    compute = compute_of(args)
-    return [
-        Request(
-            model=ModelSpec(name=model, pretrained=pretrained, library=args.model_type, cache_dir=args.model_cache_dir),
-            data=DataSpec(
-                name=dataset,
-                root=dataset_root(args.dataset_root, dataset),
-                split=args.split,
-                language=language,
-                annotation_file=args.annotation_file,
-                classnames=args.custom_classname_file,
-                templates=args.custom_template_file,
-                cache_dir=args.wds_cache_dir,
-                limit=args.limit,
-                seed=args.seed,
-                skip_bad_images=args.skip_bad_images,
-            ),
-            task=_task(args, dataset),
-            compute=compute,
+    compute, requests = compute_of(args), []
+    for (model, pretrained), dataset, language in product(
+        _models(args), expand_names(_as_list(args.dataset)), _as_list(args.language)
+    ):
+        data = DataSpec(
+            name=dataset,
+            root=dataset_root(args.dataset_root, dataset),
+            split=args.split,
+            language=language,
+            annotation_file=args.annotation_file,
+            classnames=args.custom_classname_file,
+            templates=args.custom_template_file,
+            cache_dir=args.wds_cache_dir,
+            limit=args.limit,
+            seed=args.seed,
+            skip_bad_images=args.skip_bad_images,
         )
-        for (model, pretrained), dataset, language in product(
-            _models(args), expand_names(_as_list(args.dataset)), _as_list(args.language)
-        )
-    ]
+        spec = ModelSpec(name=model, pretrained=pretrained, library=args.model_type, cache_dir=args.model_cache_dir)
+        requests.append(Request(model=spec, data=data, task=_task(args, data), compute=compute))
+    return requests
 
 
 def compute_of(args: argparse.Namespace) -> Compute:
@@ -139,10 +135,10 @@ def _device(args: argparse.Namespace) -> str | None:
     return f"cuda:{local_rank()}" if Compute(device=device).device_name() == "cuda" else device
 
 
-def _task(args: argparse.Namespace, dataset: str) -> Any:
-    name = default_task(dataset) if args.task == "auto" else args.task
+def _task(args: argparse.Namespace, data: DataSpec) -> Any:
+    name = default_task(data) if args.task == "auto" else args.task
     if name not in registry():
-        raise UserError(f"--task {name} (dataset {dataset}): not there yet; only {', '.join(registry())} is")
+        raise UserError(f"--task {name} (dataset {data.name}): not there yet; only {', '.join(registry())} is")
     fields = dataclasses.fields(registry()[name])
     return make_task(name, **{field.name: getattr(args, field.name) for field in fields})
 

@@ -15,7 +15,9 @@ HELP = "find the pruning that your accuracy or speed allows, on part of your dat
 def add_flags(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("what to look for")
     goal = own.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--max_drop", type=float, metavar="POINTS", help="the cheapest that loses at most that much acc1")
+    goal.add_argument(
+        "--max_drop", type=float, metavar="POINTS", help="the fastest that loses at most that much of the task's metric"
+    )
     goal.add_argument(
         "--target_speedup", type=float, metavar="TIMES", help="the most accurate that is that much faster here"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from anchorprune import plugins
 from anchorprune.datasets import prompts
 from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
-from anchorprune.datasets.names import COLLECTIONS, default_task
+from anchorprune.datasets.names import COLLECTIONS
 from anchorprune.errors import FieldError
 
 __all__ = [
@@ -65,6 +65,11 @@ def open_dataset(spec: DataSpec, transform: Transform, task: str = TASK) -> Eval
 def check_dataset(spec: DataSpec, task: str = TASK) -> None:
     """Raise UserError for what is wrong with a data set as far as that is known without downloading it."""
     _source(spec.name).check(spec, task)
+
+
+def default_task(spec: DataSpec) -> str:
+    """The task that `--task auto` means for a data set: what its files say that it is, else its name."""
+    return _source(spec.name).default_task(spec)
 
 
 def _source(name: str) -> type[Source]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from anchorprune.datasets.names import default_task
 from anchorprune.errors import FieldError
 
 Transform = Callable[[Any], Any]
@@ -100,6 +101,11 @@ class Source(ABC):
     @abstractmethod
     def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
         """The data set. UserError for everything that can be wrong with its name or files."""
+
+    @classmethod
+    def default_task(cls, spec: DataSpec) -> str:
+        """The task that `--task auto` means for it; UserError where that has to be read and cannot be."""
+        return default_task(spec.name)
 
     @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:

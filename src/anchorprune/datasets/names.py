@@ -80,6 +80,9 @@ RETRIEVAL = frozenset(
     }
 )
 
+# Captions to choose from.
+CHOICES = frozenset({"winoground", *_SUGAR_CREPE})
+
 # What `build_dataset` of clip-benchmark compares `dataset_name` with.
 ZOO = RETRIEVAL | {
     "cifar10",
@@ -120,7 +123,7 @@ ZOO = RETRIEVAL | {
 def known_names() -> list[str]:
     """Every name that `--dataset` may be, except `wds/…`, `tfds/…`, `folder:…` and list files."""
     vtab = {name for name in _VTAB + _VTAB_PLUS if name.startswith("vtab/")}
-    return sorted({"bundled", *ZOO, *_SUGAR_CREPE, *COLLECTIONS, *vtab})
+    return sorted({"bundled", *ZOO, *CHOICES, *COLLECTIONS, *vtab})
 
 
 def default_task(name: str) -> str:

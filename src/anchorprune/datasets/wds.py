@@ -4,7 +4,7 @@
     ROOT/zeroshot_classification_templates.txt     one template with {c} a line
     ROOT/dataset_type.txt                          optional: classification, multilabel or retrieval
     ROOT/SPLIT/nshards.txt                         how many tars there are
-    ROOT/SPLIT/0.tar …                             KEY.jpg (webp, png, jpeg) beside KEY.cls (or KEY.npy)
+    ROOT/SPLIT/0.tar …                             KEY.jpg (webp, png, jpeg) beside KEY.cls (or KEY.npy, or KEY.txt)
 
 Each tar is scanned once, headers and labels only; an image is then one seek and one read. That gives a length, exact
 `--limit` and evenly loaded workers, which a stream of tars cannot give, and needs no webdataset package.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -28,6 +28,10 @@ from anchorprune.errors import FieldError, UserError, did_you_mean
 
 # In upstream's order of preference, should a sample have several.
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+
+# What dataset_type.txt may say, as `EvalDataset.kind`, and where the target of each kind stands.
+KINDS = {"classification": "classes", "multilabel": "labels", "retrieval": "captions"}
+_TARGETS = {"classes": "cls", "labels": "npy", "captions": "txt"}
 
 # webdataset's convention: the key runs to the first dot of the base name, the rest is the extension; names that
 # start with a dot, and __meta__ members, are no samples.
@@ -48,9 +52,9 @@ class WdsItems:
         self.targets: list[Any] = []
         self.where: list[tuple[int, Span]] = []  # which tar, and where in it the image is
 
-    def add(self, tar: Path, label: str, multilabel: bool) -> None:
+    def add(self, tar: Path, label: str, kind: str) -> None:
         """Indexes one more tar, called `label` in keys and messages. Raises UserError as `_scan` does."""
-        for key, image, target in _scan(tar, label, multilabel):
+        for key, image, target in _scan(tar, label, kind):
             self.keys.append(f"{label}/{key}")
             self.targets.append(target)
             self.where.append((len(self.tars), image))
@@ -87,6 +91,13 @@ class Wds(Source):
         return open_wds(spec.name, root=spec.root, split=spec.split, transform=transform, cache_dir=spec.cache_dir)
 
     @classmethod
+    def default_task(cls, spec: DataSpec) -> str:
+        kind = _kind(Files(spec.root, spec.cache_dir))
+        if kind is None:
+            return super().default_task(spec)
+        return "zeroshot_retrieval" if kind == "captions" else "zeroshot_classification"
+
+    @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
         if "://" not in spec.root:
             super().check(spec, task)
@@ -95,14 +106,14 @@ class Wds(Source):
 def open_wds(name: str, *, root: str, split: str, transform: Transform, cache_dir: str | None) -> EvalDataset:
     """The split of the webdataset at `root`, a folder or an http(s) URL (also a Hugging Face data set page).
 
-    Keys are `0.tar/KEY`. `classes` and `templates` are None where their files are missing; targets are ints, or
-    float tensors [C] for multi-label data.
+    Keys are `0.tar/KEY`. `classes` and `templates` are None where their files are missing; targets are ints, float
+    tensors [C] for multi-label data, or lists of captions for retrieval.
 
-    Raises UserError for missing, damaged or contradictory files, and for retrieval data sets.
+    Raises UserError for missing, damaged or contradictory files.
     """
     source = Files(root, cache_dir)
     count = _shard_count(source, name, split)
-    multilabel = _is_multilabel(source, name)
+    kind = _kind(source) or "classes"
     classes = _lines(source, "classnames.txt")
     templates = _lines(source, "zeroshot_classification_templates.txt")
     if templates is not None:
@@ -115,10 +126,9 @@ def open_wds(name: str, *, root: str, split: str, transform: Transform, cache_di
                 f"{source.where(f'{split}/{shard}.tar')}: no such file, but {split}/nshards.txt promises "
                 f"{count} tars; add the tar or correct nshards.txt."
             )
-        items.add(tar, f"{shard}.tar", multilabel)
+        items.add(tar, f"{shard}.tar", kind)
     if not items.keys:
         raise FieldError("dataset", name, f"the {count} tars of {source.where(split)} hold no image with a label.")
-    kind = "labels" if multilabel else "classes"
     return EvalDataset(name, items, items.keys, classes, templates, kind, items.targets)
 
 
@@ -136,15 +146,16 @@ def _shard_count(source: Files, name: str, split: str) -> int:
     return int(text)
 
 
-def _is_multilabel(source: Files, name: str) -> bool:
-    kind = (source.read_text("dataset_type.txt") or "classification").strip().lower()
-    if kind == "retrieval":
-        raise FieldError("dataset", name, "is a retrieval data set, which anchorprune cannot evaluate yet.")
-    known = ("classification", "multilabel", "retrieval")
-    if kind not in known:
-        where, hint = source.where("dataset_type.txt"), did_you_mean(kind, known)
-        raise UserError(f"{where}: {kind[:40]!r} is none of {', '.join(known)}.{hint}")
-    return kind == "multilabel"
+def _kind(source: Files) -> str | None:
+    """What `EvalDataset.kind` its dataset_type.txt makes it; None where there is no such file."""
+    text = source.read_text("dataset_type.txt")
+    if not text:
+        return None
+    kind = text.strip().lower()
+    if kind not in KINDS:
+        where, hint = source.where("dataset_type.txt"), did_you_mean(kind, KINDS)
+        raise UserError(f"{where}: {kind[:40]!r} is none of {', '.join(KINDS)}.{hint}")
+    return KINDS[kind]
 
 
 def _lines(source: Files, name: str) -> list[str] | None:
@@ -159,7 +170,7 @@ def _lines(source: Files, name: str) -> list[str] | None:
     return lines
 
 
-def _scan(tar: Path, label: str, multilabel: bool) -> Iterator[tuple[str, Span, Any]]:
+def _scan(tar: Path, label: str, kind: str) -> Iterator[tuple[str, Span, Any]]:
     """(key, where the image is, target) of each sample in a tar, in order.
 
     Raises UserError, naming the tar (and key), where it is damaged or a sample lacks its image or label.
@@ -168,17 +179,18 @@ def _scan(tar: Path, label: str, multilabel: bool) -> Iterator[tuple[str, Span, 
         with tar.open("rb") as file:
             for key, parts in _groups(_members(tar, file), tar):
                 image = next((parts[ext] for ext in EXTENSIONS if ext in parts), None)
-                wanted = "npy" if multilabel else "cls"
+                wanted = _TARGETS[kind]
                 if image is None and wanted not in parts:
                     continue  # a README, say
                 if image is None or wanted not in parts:
                     lacks = f"label (.{wanted})" if image else f"image (.{', .'.join(EXTENSIONS)})"
-                    hint = "; for .npy labels dataset_type.txt must say multilabel" if "npy" in parts and image else ""
+                    other = next((type for type, own in KINDS.items() if _TARGETS[own] in parts and image), None)
+                    hint = f"; for .{_TARGETS[KINDS[other]]} dataset_type.txt must say {other}" if other else ""
                     raise UserError(f"{tar}: sample {key!r} has no {lacks}, only .{', .'.join(parts)}{hint}.")
                 # reading in between is safe: tarfile seeks before each header
                 file.seek(parts[wanted][0])
                 data = file.read(parts[wanted][1])
-                yield key, image, (_vector if multilabel else _class_index)(data, f"{tar}: sample {key!r}")
+                yield key, image, _READ[kind](data, f"{tar}: sample {key!r}")
     except (tarfile.TarError, OSError, EOFError) as err:
         raise UserError(
             f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); export or download it again."
@@ -236,3 +248,17 @@ def _vector(data: bytes, source: str) -> Any:
         return torch.from_numpy(array.astype(np.float32))
     except (ValueError, EOFError, OSError, TypeError) as err:
         raise UserError(f"{source}: its .npy must hold one number for each class ({one_line(err)}).") from err
+
+
+def _captions(data: bytes, source: str) -> list[str]:
+    """One a line, blank ones left out."""
+    try:
+        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as err:
+        raise UserError(f"{source}: its .txt is no UTF-8 text ({one_line(err)}).") from err
+    if not any(lines):
+        raise UserError(f"{source} has no caption; a .txt file holds one or more, each on a line of its own.")
+    return [line for line in lines if line]
+
+
+_READ: dict[str, Callable[[bytes, str], Any]] = {"classes": _class_index, "labels": _vector, "captions": _captions}

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from anchorprune.datasets import prompts
 from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.images import one_line
-from anchorprune.datasets.names import default_task, known_names
+from anchorprune.datasets.names import CHOICES, RETRIEVAL, default_task, known_names
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
 
@@ -40,8 +40,8 @@ _NO_DATA = (
 class ZooItems:
     """`items[i] -> (transform(image), target)` of an upstream data set."""
 
-    def __init__(self, dataset: Any, multilabel: bool) -> None:
-        self.dataset, self.multilabel = dataset, multilabel
+    def __init__(self, dataset: Any, kind: str) -> None:
+        self.dataset, self.kind = dataset, kind
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -53,11 +53,11 @@ class ZooItems:
             image, target = self.dataset[index]
         except (OSError, SyntaxError, DecompressionBombError) as err:
             raise BadImage(f"item {index}: {one_line(err)}") from err
-        if self.multilabel:
+        if self.kind == "labels":
             import torch
 
             return image, torch.as_tensor(target, dtype=torch.float32)
-        return image, int(target)
+        return image, int(target) if self.kind == "classes" else [str(text) for text in target]
 
 
 class Zoo(Source):
@@ -104,8 +104,7 @@ def open_zoo(
     """The data set that clip-benchmark calls `name`, with its class names and templates; keys are indices.
 
     Raises UserError for an unknown name, split or language, data that is neither there nor can be downloaded, a
-    missing package, bad custom files, and for kinds that cannot be evaluated yet: retrieval, caption selection,
-    and the TensorFlow ones (vtab/, tfds/), which are streams without a length.
+    missing package, bad custom files, and for the TensorFlow ones (vtab/, tfds/), which are streams without a length.
     """
     check_name(name)
     # upstream asserts, or goes on without names: look first
@@ -115,15 +114,19 @@ def open_zoo(
     if custom_template_file:
         prompts.custom_templates(custom_template_file, name)
         custom_template_file = str(prompts.resolve("--custom_template_file", custom_template_file))
+    kind = _kind(name)
     builder = _builder()
     languages = _languages(Path(str(builder.__file__)).parent)
-    if language not in languages and not custom_template_file and name != "babel_imagenet":
+    prompted = kind in ("classes", "labels") and name != "babel_imagenet"
+    if prompted and language not in languages and not custom_template_file:
         raise FieldError(
             "language",
             language,
             f"clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
             f"give --custom_template_file.{did_you_mean(language, languages)}",
         )
+    if language != "en" and not annotation_file and (kind == "choices" or name == "mscoco_captions"):
+        raise FieldError("language", language, f"the captions of {name} are in English; give en.")  # upstream takes any
     try:
         # upstream prints what it downloads; standard output is for results
         with contextlib.redirect_stdout(sys.stderr):
@@ -135,7 +138,7 @@ def open_zoo(
                 download=True,
                 annotation_file=annotation_file,
                 language=language,
-                task=task,
+                task=task if kind in ("classes", "labels") else default_task(name),  # for others it wants class names
                 custom_classname_file=custom_classname_file,
                 custom_template_file=custom_template_file,
             )
@@ -144,20 +147,19 @@ def open_zoo(
         if problem is None:
             raise
         raise problem from err
-    multilabel = name in _MULTILABEL
     return EvalDataset(
         name=name,
-        items=ZooItems(dataset, multilabel),
+        items=ZooItems(dataset, kind),
         keys=[str(index) for index in range(len(dataset))],
         classes=_as_list(getattr(dataset, "classes", None)),
         templates=getattr(dataset, "templates", None),
-        kind="labels" if multilabel else "classes",
-        targets=None if multilabel else _targets(dataset),
+        kind=kind,
+        targets=_targets(dataset) if kind == "classes" else None,
     )
 
 
 def check_name(name: str) -> None:
-    """UserError for names that upstream does not know, and for kinds that are not there yet."""
+    """UserError for names that upstream does not know, and for streams without a length."""
     if name.startswith(("vtab/", "tfds/")):
         raise FieldError(
             "dataset",
@@ -173,8 +175,13 @@ def check_name(name: str) -> None:
             f"neither a data set that clip-benchmark knows nor a list file; your own images are "
             f"folder:PATH, webdatasets wds/NAME.{did_you_mean(name, known)}",
         )
-    if default_task(name) != "zeroshot_classification":
-        raise FieldError("dataset", name, "has captions instead of classes, which anchorprune cannot evaluate yet.")
+
+
+def _kind(name: str) -> str:
+    """What `EvalDataset.kind` it has."""
+    if name in _MULTILABEL:
+        return "labels"
+    return "captions" if name in RETRIEVAL else "choices" if name in CHOICES else "classes"
 
 
 def _builder() -> ModuleType:
@@ -201,6 +208,8 @@ def _explain(
     """The sentence for what upstream raised while building, or None where it looks like a bug."""
     if isinstance(err, AssertionError) and "split" in str(err):
         return FieldError("split", split, f"{one_line(err)}.")
+    if isinstance(err, ValueError) and "Unsupported language" in str(err):  # of captions
+        return FieldError("language", language, f"clip-benchmark has no captions of {name} in it; use another.")
     if isinstance(err, ImportError):
         module = err.name or one_line(err)
         return FieldError("dataset", name, f"needs the Python package {module!r}; pip install {module}.")

@@ -79,7 +79,8 @@ class Encoder:
             start = clock(device)
             out = self._out(images)
             end = clock(device)
-        self._seconds.append((len(images), unpruned.seconds(first, start, end) if unpruned else end - start))
+        count = images.shape[:-3].numel()  # of a sample there may be several
+        self._seconds.append((count, unpruned.seconds(first, start, end) if unpruned else end - start))
         self.images += len(images)
         return out
 

@@ -324,7 +324,7 @@ class _Pass:
         wanted, images = self.wanted.attention_images, []
         for batch in loader(self.dataset, self.indices, batch_size=wanted, num_workers=0):
             if batch.images is not None:
-                images.append(batch.images)
+                images.append(batch.images.flatten(0, -4))  # of a sample there may be several
             if sum(map(len, images)) >= wanted:
                 break
         first = torch.cat(images)[:wanted].to(self.runtime.device, self.runtime.images)

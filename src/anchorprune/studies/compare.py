@@ -202,18 +202,21 @@ def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
     except UserError as error:
         return [f"Not paired: {error}."], None, None
     n = len(of_a)
-    samples = [_text(side.result.get("n_samples")) for side in sides]
+    unit = "query" if "samples" in a.details else "image"
     lines = []
-    if any(text not in (MISSING, str(n)) for text in samples):
-        lines.append(f"Paired where both have the image: n = {n}, of {samples[0]} in A and {samples[1]} in B.")
+    if n != len(a.keys) or n != len(b.keys):
+        lines.append(f"Paired where both have the {unit}: n = {n}, of {len(a.keys)} in A and {len(b.keys)} in B.")
     whole = all(score in (0, 1) for score in (*of_a.tolist(), *of_b.tolist()))
     difference, p = bootstrap_difference(of_b, of_a), mcnemar(of_b, of_a) if whole else None
     if (of_a == of_b).all():
-        return [*lines, f"A and B are right on the same images (n = {n})."], difference, p
+        many = {"image": "images", "query": "queries"}[unit]
+        return [*lines, f"A and B are right on the same {many} (n = {n})."], difference, p
     value, low, high = (f"{100 * share:+.2f}" for share in (difference.value, difference.low, difference.high))
     lines.append(
-        f"{metric} of B minus A, image by image (n = {n}): {value} points, 95 % interval {low} to {high} (bootstrap)."
+        f"{metric} of B minus A, {unit} by {unit} (n = {n}): {value} points, 95 % interval {low} to {high} (bootstrap)."
     )
+    if "samples" in a.details:
+        lines.append("The queries of one image are no independent trials: the interval is narrower than it should be.")
     if p is not None:
         chance = "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
         only_a, only_b = int((of_a > of_b).sum()), int((of_b > of_a).sum())

@@ -157,8 +157,12 @@ def tune(
 
     scores = [mean_scores(of_way) for of_way in found]
     speeds = [fmean(one.cost["images_per_second"] for one in of_way) for of_way in found]
+    first = found[0][0].outcomes
+    assert first is not None
+    # Every second image is searched on, the others say what to expect; an image may have several scores.
+    searched_on = [sample % 2 == 0 for sample in first.details.get("samples", range(len(first.keys)))]
     candidates = [
-        _candidate(way, speed / speeds[0], scores[0], own)
+        _candidate(way, speed / speeds[0], scores[0], own, searched_on)
         for way, speed, own in zip(ways[1:], speeds[1:], scores[1:], strict=True)
     ]
     best = pick(candidates, max_drop, target_speedup)
@@ -175,10 +179,14 @@ def _untouched(image: Any) -> Any:
     return image
 
 
-def _candidate(way: Way, speed_up: float, dense: Sequence[float], own: Sequence[float]) -> Candidate:
-    """Every second image is searched on, the others say what to expect."""
-    drop = 100 * (fmean(dense[::2]) - fmean(own[::2]))
-    return Candidate(way, speed_up, drop, tuple(100 * (a - b) for a, b in zip(dense[1::2], own[1::2], strict=True)))
+def _candidate(
+    way: Way, speed_up: float, dense: Sequence[float], own: Sequence[float], searched_on: Sequence[bool]
+) -> Candidate:
+    losses = [100 * (a - b) for a, b in zip(dense, own, strict=True)]
+    drop = fmean(loss for loss, used in zip(losses, searched_on, strict=True) if used)
+    return Candidate(
+        way, speed_up, drop, tuple(loss for loss, used in zip(losses, searched_on, strict=True) if not used)
+    )
 
 
 def pick(candidates: list[Candidate], max_drop: float | None, target_speedup: float | None) -> Candidate | None:

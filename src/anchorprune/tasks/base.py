@@ -35,7 +35,8 @@ class Outcomes:
     Attributes:
         keys: n names, those of `EvalDataset.keys`, or what else a task scores one by one.
         scores: float64 `[n]`, 0 … 1, whose mean is the task's primary metric.
-        details: what else is known of each, whole numbers `[n]` by name, such as `targets` and `predictions`.
+        details: what else is known of each, whole numbers `[n]` by name, such as `targets` and `predictions`; where a
+            sample has several keys, `samples`: which one each is of, counted from 0.
 
     Raises:
         ValueError: not one number of that kind for each key.
