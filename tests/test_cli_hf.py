@@ -102,7 +102,9 @@ def test_what_cannot_be_evaluated_is_one_line(
     transformers.BertConfig().save_pretrained(other)
     empty = tmp_path_factory.mktemp("bare")  # transformers 4 guesses by the name, and there is an "mpt" in "empty"
     for model, says in {
-        str(other): "is a bert model; CLIP, Chinese CLIP and SigLIP of transformers can be evaluated",
+        str(
+            other
+        ): "is a bert model; CLIP, Chinese CLIP, SigLIP and image towers (ViT, DINOv2 …) of transformers can be",
         str(empty): "cannot be loaded by transformers",
         "no/such-model": "cannot be loaded by transformers",
     }.items():

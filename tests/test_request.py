@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anchorprune
-from anchorprune import Compute, DataSpec, ModelSpec, Request, UserError, ZeroShotClassification
+from anchorprune import Compute, DataSpec, LinearProbe, ModelSpec, Request, UserError, ZeroShotClassification
 from anchorprune.commands import build_parser
 from anchorprune.commands._flags import given_fields
 from anchorprune.commands._requests import requests_of
@@ -55,7 +55,16 @@ requests = st.builds(
         seed=st.integers(0, 9),
         skip_bad_images=st.booleans(),
     ),
-    task=st.builds(ZeroShotClassification, load_clfs=st.lists(words, max_size=2).map(tuple)),
+    task=st.builds(ZeroShotClassification, load_clfs=st.lists(words, max_size=2).map(tuple))
+    | st.builds(
+        LinearProbe,
+        train_split=words,
+        val_split=st.none() | words,
+        fewshot_k=st.sampled_from([-1, 4]),
+        fewshot_lr=st.sampled_from([0.1, 1e-3]),
+        normalize=st.booleans(),
+    )
+    | st.builds(LinearProbe, val_proportion=st.sampled_from([0.25, 0.1])),
     pruning=prunings,
     compute=st.builds(
         Compute,
@@ -64,6 +73,7 @@ requests = st.builds(
         batch_size=st.integers(1, 100),
         num_workers=st.integers(0, 8),
         clf_cache=st.none() | st.just("") | words,
+        feature_root=st.just("") | words,
     ),
 )
 
@@ -108,6 +118,7 @@ def test_equal_requests_have_equal_hashes(one: Request, other: Request) -> None:
         {"task": ZeroShotClassification(load_clfs=("clf.pt",))},
         {"pruning": make_strategy("tome")},
         {"compute": Compute(precision="fp32")},
+        {"task": LinearProbe()},
     ],
 )
 def test_whatever_decides_a_result_is_in_the_hash(change: dict[str, Any]) -> None:
@@ -117,7 +128,7 @@ def test_whatever_decides_a_result_is_in_the_hash(change: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     "change",
     [
-        {"compute": Compute(batch_size=1, num_workers=0, clf_cache="c")},
+        {"compute": Compute(batch_size=1, num_workers=0, clf_cache="c", feature_root="f")},
         {"model": ModelSpec(name="ViT-B-16", pretrained="openai", cache_dir="c")},
         {"data": DataSpec(name="cifar10", seed=3)},  # without a limit nothing is drawn
         {"data": DataSpec(name="cifar10", cache_dir="c")},

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from anchorprune.studies.sweep import sweep
     from anchorprune.studies.tune import tune
     from anchorprune.tasks.base import Outcomes, Task
+    from anchorprune.tasks.linear_probe import LinearProbe
     from anchorprune.tasks.zeroshot_classification import ZeroShotClassification
     from anchorprune.tokens import TokenPlan, Tokens
 
@@ -51,6 +52,7 @@ _HOME = {
     "Compute": "anchorprune.evaluation.request",
     "DataSpec": "anchorprune.evaluation.request",
     "Evit": "anchorprune.strategies.evit",
+    "LinearProbe": "anchorprune.tasks.linear_probe",
     "LoadedModel": "anchorprune.models.base",
     "MaxMin": "anchorprune.strategies.max_min",
     "ModelSpec": "anchorprune.evaluation.request",
@@ -92,6 +94,7 @@ __all__ = [
     "Compute",
     "DataSpec",
     "Evit",
+    "LinearProbe",
     "LoadedModel",
     "MaxMin",
     "ModelSpec",

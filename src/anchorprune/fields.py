@@ -19,7 +19,7 @@ def option(
     """A dataclass field that is also a flag: `help` says what it is, `choices` what a string may be.
 
     Args:
-        kind: of each value of a tuple, which is a flag that takes several.
+        kind: of each value of a tuple, which is a flag that takes several; of the value where the default is None.
         file: whether it names a file, or several, whose content decides and not its name.
     """
     metadata = {"help": help, "choices": choices, "kind": kind, "file": file}
@@ -41,8 +41,13 @@ class Fields:
                 values = value if isinstance(value, (tuple, list)) else (value,)
                 one = field.metadata["kind"]
                 object.__setattr__(self, field.name, tuple(_number(field.name, each, one) for each in values))
-            elif isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+            elif isinstance(field.default, bool):
+                if not isinstance(value, bool):
+                    raise FieldError(field.name, value, "must be True or False")
+            elif isinstance(field.default, (int, float)):
                 object.__setattr__(self, field.name, _number(field.name, value, type(field.default)))
+            elif field.default is None and value is not None:
+                object.__setattr__(self, field.name, _number(field.name, value, field.metadata["kind"]))
 
     def values(self) -> dict[str, Any]:
         """The fields as JSON holds them."""

@@ -18,6 +18,7 @@ from anchorprune.strategies import Wanted, make_strategy, registry
 
 # clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`_requests.plan_runs`).
 DEFAULT_OUTPUT = "{dataset}_{pretrained}_{model}_{language}_{task}.json"
+DEFAULT_PRETRAINED = ["laion400m_e32"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +48,7 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
     add("--split", type=str, default="test", help="split to use")
     add("--test_split", dest="split", action="store", type=str, default="test", help="split to use")
     add("--model", type=str, nargs="+", default=["ViT-B-32-quickgelu"], help="open_clip model(s)")
-    add("--pretrained", type=str, nargs="+", default=["laion400m_e32"], help="open_clip tag(s) or checkpoint file(s)")
+    add("--pretrained", type=str, nargs="+", default=DEFAULT_PRETRAINED, help="open_clip tag(s) or checkpoint file(s)")
     add(
         "--pretrained_model",
         type=str,
@@ -72,8 +73,8 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
         "--model_type",
         default="open_clip",
         type=str,
-        choices=["open_clip", "hf", "ja_clip"],
-        help="kind of model; hf: --model is a folder or a hub's name",
+        choices=["open_clip", "hf", "timm", "ja_clip"],
+        help="kind of model; hf: --model is a folder or a hub's name; timm: image towers alone, for the linear probe",
     )
     add("--wds_cache_dir", default=None, type=str, help="where webdataset URLs are kept")
 
@@ -107,6 +108,12 @@ def add_running_flags(parser: argparse._ActionsContainer) -> None:
         help="where classifiers made of texts are kept for the next run; '' for nowhere (default: anchorprune in the "
         "user's cache folder)",
     )
+    add(
+        "--feature_root",
+        default="features",
+        type=str,
+        help="where the linear probe keeps features for the next run; '' for nowhere (default: %(default)s)",
+    )
     add("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
 
 
@@ -134,10 +141,10 @@ def add_strategy_flags(parser: argparse._ActionsContainer) -> None:
 def _add_field(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], default: Any, said: str) -> None:
     """A field as a flag, with what is `said` below its help."""
     several = isinstance(field.default, tuple)
-    kind = field.metadata["kind"] if several else type(field.default)
+    kind = field.metadata["kind"] if several or field.default is None else type(field.default)
     parser.add_argument(
         f"--{field.name}",
-        type=kind,
+        type=true_or_false if kind is bool else kind,
         nargs="+" if several else None,
         default=default,
         metavar=kind.__name__.upper(),
@@ -145,9 +152,16 @@ def _add_field(parser: argparse._ActionsContainer, field: dataclasses.Field[Any]
     )
 
 
+def true_or_false(text: str) -> bool:
+    """What a flag says; clip-benchmark takes every word for true, `False` too, and only an empty one for false."""
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
 def _task_choices() -> list[str]:
-    """clip-benchmark's tasks, and those of other packages."""
-    return [*dict.fromkeys([*tasks.UPSTREAM, *tasks.registry()]), "auto"]
+    return [*tasks.registry(), "auto"]
 
 
 def add_task_flags(parser: argparse.ArgumentParser) -> None:

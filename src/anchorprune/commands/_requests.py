@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from anchorprune.commands._flags import DEFAULT_OUTPUT
+from anchorprune.commands._flags import DEFAULT_OUTPUT, DEFAULT_PRETRAINED
 from anchorprune.datasets import dataset_root, default_task, expand_names
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
@@ -97,9 +97,9 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
             "--model_type ja_clip: models of the package japanese_clip are not there yet; use clip-benchmark for them, "
             "or --model_type open_clip or hf"
         )
-    compute, requests = compute_of(args), []
-    for (model, pretrained), dataset, language in product(
-        _models(args), expand_names(_as_list(args.dataset)), _as_list(args.language)
+    compute, datasets, requests = compute_of(args), expand_names(_as_list(args.dataset)), []
+    for (model, pretrained), (i, dataset), language in product(
+        _models(args), enumerate(datasets), _as_list(args.language)
     ):
         data = DataSpec(
             name=dataset,
@@ -115,7 +115,8 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
             skip_bad_images=args.skip_bad_images,
         )
         spec = ModelSpec(name=model, pretrained=pretrained, library=args.model_type, cache_dir=args.model_cache_dir)
-        requests.append(Request(model=spec, data=data, task=_task(args, data), compute=compute))
+        task = _task(args, data, i, len(datasets))
+        requests.append(Request(model=spec, data=data, task=task, compute=compute))
     return requests
 
 
@@ -123,7 +124,8 @@ def compute_of(args: argparse.Namespace) -> Compute:
     """UserError where --no_amp and --precision contradict each other, or a value cannot be."""
     if not args.amp and args.precision not in (None, "fp32"):
         raise UserError(f"--precision {args.precision}: contradicts --no_amp, which means fp32; give one of them")
-    asked = {name: getattr(args, name) for name in ("batch_size", "num_workers", "clf_cache") if hasattr(args, name)}
+    names = ("batch_size", "num_workers", "clf_cache", "feature_root", "skip_load")
+    asked = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return Compute(device=_device(args), precision=args.precision or ("amp" if args.amp else "fp32"), **asked)
 
 
@@ -135,12 +137,16 @@ def _device(args: argparse.Namespace) -> str | None:
     return f"cuda:{local_rank()}" if Compute(device=device).device_name() == "cuda" else device
 
 
-def _task(args: argparse.Namespace, data: DataSpec) -> Any:
+def _task(args: argparse.Namespace, data: DataSpec, place: int, count: int) -> Any:
+    """The task on `data`, the one at `place` of `count`."""
     name = default_task(data) if args.task == "auto" else args.task
-    if name not in registry():
-        raise UserError(f"--task {name} (dataset {data.name}): not there yet; only {', '.join(registry())} is")
-    fields = dataclasses.fields(registry()[name])
-    return make_task(name, **{field.name: getattr(args, field.name) for field in fields})
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(registry()[name])}
+    for field in dataclasses.fields(registry()[name]):
+        if isinstance(value := given[field.name], list) and not isinstance(field.default, tuple):
+            if len(value) not in (1, count):
+                raise FieldError(field.name, value, f"give one for all data sets, or one for each of the {count}")
+            given[field.name] = value[place if len(value) > 1 else 0]
+    return make_task(name, **given)
 
 
 def _check_collisions(save_clf: str | None, runs: list[Run]) -> None:
@@ -163,9 +169,13 @@ def _check_collisions(save_clf: str | None, runs: list[Run]) -> None:
 
 def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
     if not args.pretrained_model:
-        # Models of transformers come with their weights.
-        pretrained = [""] if args.model_type == "hf" else _as_list(args.pretrained)
-        return list(product(_as_list(args.model), pretrained))
+        if args.model_type == "hf":  # they come with their weights
+            return [(model, "") for model in _as_list(args.model)]
+        if args.model_type == "timm" and args.pretrained == DEFAULT_PRETRAINED:  # of open_clip
+            from anchorprune.models.timm import default_weights
+
+            return [(model, default_weights(model)) for model in _as_list(args.model)]
+        return list(product(_as_list(args.model), _as_list(args.pretrained)))
     models: list[tuple[str, str]] = []
     for name in _as_list(args.pretrained_model):
         if os.path.isfile(name):

@@ -16,6 +16,7 @@ from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.files import check_output
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import Strategy
+from anchorprune.tasks.base import Task
 
 HELP = "evaluate models on data sets, pruned or not"
 
@@ -32,15 +33,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _add_eval_flags(parser: argparse._ActionsContainer) -> None:
     """What only `eval` has of clip-benchmark's."""
     add = parser.add_argument
-    add("--train_split", type=str, nargs="+", default="train", help="train split(s), for the linear probe")
+    add(
+        "--train_split",
+        type=str,
+        nargs="+",
+        default="train",
+        help="what the linear probe is trained on; one split, or one for each data set (default: %(default)s)",
+    )
     add("--recall_k", default=[5], type=int, nargs="+", help="k of Recall@k, for retrieval")
-    add("--fewshot_k", default=-1, type=int, help="shots of the linear probe; -1 = all")
-    add("--fewshot_epochs", default=10, type=int, help="epochs of the linear probe")
-    add("--fewshot_lr", default=0.1, type=float, help="learning rate of the linear probe")
-    add("--skip_load", action="store_true", help="for linear probes whose features are all cached")
+    add(
+        "--fewshot_k", default=-1, type=int, help="images of each class to train the linear probe on; -1: all (default)"
+    )
+    add("--fewshot_epochs", default=10, type=int, help="epochs of the linear probe (default: %(default)s)")
+    add("--fewshot_lr", default=0.1, type=float, help="learning rate of the linear probe (default: %(default)s)")
+    add(
+        "--skip_load",
+        action="store_true",
+        help="for linear probes whose features are all under --feature_root: neither model nor images are opened",
+    )
     add("--distributed", action="store_true", help="share the evaluations out over the ranks of torchrun or slurm")
-    add("--normalize", default=True, type=bool, help="normalize features, for the linear probe")
-    add("--feature_root", default="features", type=str, help="where the linear probe keeps features")
+    add(
+        "--normalize",
+        default=True,
+        type=flags.true_or_false,
+        help="True or False: whether the linear probe's features get length 1 (default: %(default)s)",
+    )
     add("--dump_classnames", default=False, action="store_true", help="put the class names into the result")
     add("--dump_templates", default=False, action="store_true", help="put the prompts into the result")
     add(
@@ -64,14 +81,18 @@ def _add_eval_flags(parser: argparse._ActionsContainer) -> None:
     )
     validation = parser.add_mutually_exclusive_group()
     validation.add_argument(
-        "--val_split", default=None, type=str, nargs="+", help="validation split(s), for the linear probe"
+        "--val_split",
+        default=None,
+        type=str,
+        nargs="+",
+        help="the linear probe's weight decay is chosen on this split; one, or one for each data set",
     )
     validation.add_argument(
         "--val_proportion",
         default=None,
         type=float,
         nargs="+",
-        help="share of the train split used for validation, for the linear probe",
+        help="the same on this share of the train split, 0 … 1; one, or one for each data set",
     )
 
 
@@ -133,7 +154,9 @@ def run(args: argparse.Namespace) -> None:
             args,
             f"Running '{request.task.name}' on '{data.name}' with '{model.name} {model.pretrained}' ({data.language})",
         )
-        if loaded is None or loaded.spec != model:
+        if request.compute.skip_load:
+            loaded = None
+        elif loaded is None or loaded.spec != model:
             loaded = None  # frees the last model before the next one is loaded
             runtime = Runtime.of(request.compute)
             loaded = load(model, runtime.device, runtime.weights, data.seed)
@@ -163,7 +186,9 @@ def _pruned(args: argparse.Namespace, runs: list[Run]) -> list[Run]:
     if strategy is None:
         return runs
     models = dict.fromkeys(run.request.model for run in runs)
-    solved = {model: preflight.solved(model, strategy, args.target_gmacs) for model in models}
+    # Of kept features the model is not looked at, unless its budget has to be solved.
+    as_it_is = args.skip_load and args.target_gmacs is None
+    solved = {model: strategy if as_it_is else preflight.solved(model, strategy, args.target_gmacs) for model in models}
     return [
         dataclasses.replace(run, request=dataclasses.replace(run.request, pruning=solved[run.request.model]))
         for run in runs
@@ -172,6 +197,9 @@ def _pruned(args: argparse.Namespace, runs: list[Run]) -> list[Run]:
 
 def _outputs(args: argparse.Namespace, runs: list[Run]) -> list[tuple[str, str]]:
     named = [("save_clf", args.save_clf)] if args.save_clf else []
+    for run in runs if args.save_clf else []:
+        if type(run.request.task).artifacts is Task.artifacts:
+            raise FieldError("save_clf", args.save_clf, f"{run.request.task.name} makes no classifier of texts")
     for run in runs:
         named.append(("output", run.output))
         named += [("attention_output", run.attention_output)] if run.attention_output else []
@@ -237,7 +265,7 @@ def _write(args: argparse.Namespace, run: Run, result: Any) -> None:
 def summary(result: dict[str, Any]) -> str:
     """The result in one line."""
     known = {name: value for name, value in result["metrics"].items() if not math.isnan(value)}  # acc5 of 4 classes
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
+    metrics = ", ".join(f"{name} {_shown(name, value)}" for name, value in known.items())
     line = f"{metrics} on {result['n_samples']} of {result['n_total']} images"
     if result["n_bad_images"]:
         line += f" ({result['n_bad_images']} unreadable)"
@@ -248,3 +276,8 @@ def summary(result: dict[str, Any]) -> str:
         dense = result["cost"]["gmacs_dense"]
         line += f"; {gmacs:.2f} GMACs" if gmacs == dense else f"; {gmacs:.2f} of {dense:.2f} GMACs"
     return f"{line}; {result['cost']['images_per_second']:.1f} images/s"
+
+
+def _shown(name: str, value: Any) -> str:
+    """A metric; what is no share says how it was come by, as weight decay does."""
+    return f"{value:.4f}" if isinstance(value, float) and name != "weight_decay" else f"{value}"

@@ -14,6 +14,7 @@ from anchorprune.errors import FieldError, UserError, did_you_mean
 
 EXTENSIONS = (".webp", ".png", ".jpg", ".jpeg", ".bmp")
 
+WHOLE = "test"  # the one split of a folder without any
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -46,7 +47,9 @@ class Folder(Source):
 
 
 def open_folder(name: str, *, split: str, transform: Transform) -> EvalDataset:
-    """The images below `PATH/SPLIT` if that holds subfolders, else below `PATH`, where name is `folder:PATH`.
+    """The images below `PATH/SPLIT` if that holds subfolders, else, as the split `test`, below `PATH`.
+
+    `name` is `folder:PATH`.
 
     A class is a subfolder, in sorted order; its name is the folder's with `_` as spaces, or what
     `PATH/classnames.txt` says. Templates: `PATH/zeroshot_classification_templates.txt`, else
@@ -66,6 +69,8 @@ def open_folder(name: str, *, split: str, transform: Transform) -> EvalDataset:
         raise FieldError(
             "split", split, f"{path} has the splits {', '.join(folders)} only.{did_you_mean(split, folders)}"
         )
+    if top == path and split != WHOLE:  # its images would count for every split
+        raise FieldError("split", split, f"{path} has no folder {split} with one subfolder of images a class in it.")
     files = []
     for target, folder in enumerate(folders):
         found = _images(top / folder)

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.base import EvalDataset
-from anchorprune.datasets.own import as_eval_dataset
+from anchorprune.datasets.own import OwnDataset, as_eval_dataset
 from anchorprune.datasets.sampling import Batch, choose, loader
 from anchorprune.errors import FieldError, FieldWarning, UserError
 from anchorprune.evaluation.encoding import Encoder, EncodersInTurns, flops_of
+from anchorprune.evaluation.kept import Collected, FeatureStore, digest_of, evaluate_kept, facts_of
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.result import Attention, Part, Result
 from anchorprune.evaluation.runtime import Runtime
@@ -109,12 +110,20 @@ def evaluate(
     if not 0 <= shard[0] < shard[1]:
         raise FieldError("shard", shard, "must be (rank, world) with a rank below the world's size")
     wanted = _Wanted(shard, keep_scores, attention_images, indices, progress)
+    if any(request.compute.skip_load for request in requests) and (indices is not None or attention_images):
+        raise UserError("skip_load: kept features are those of all images of the request, and hold no attention")
     passes: dict[Request, list[int]] = {}
     for i, request in enumerate(requests):
         passes.setdefault(request.unpruned(), []).append(i)
     results: dict[int, Result] = {}
     loaded: LoadedModel | None = model
     for base, places in passes.items():
+        if base.compute.skip_load:
+            if model is not None or dataset is not None:
+                raise UserError("skip_load: features of a model or data that are objects are not kept; leave it out")
+            found = evaluate_kept([requests[i] for i in places], shard=shard, keep_scores=keep_scores)
+            results.update(zip(places, found, strict=True))
+            continue
         runtime = Runtime.of(base.compute)
         if model is None and (loaded is None or loaded.spec != base.model):
             loaded = None  # frees the last model before the next one is loaded
@@ -185,10 +194,15 @@ class _Pass:
         wanted: _Wanted,
     ) -> None:
         self.base, self.loaded, self.runtime, self.wanted = base, loaded, runtime, wanted
+        self.splits: dict[str, EvalDataset] = {}  # what was opened
         if loaded.tokenizer is not None:
             set_language(loaded.tokenizer, base.model.name, base.data.language)  # the last run's may have been another
         self.own = own
-        self.dataset = self._open(base.data.split)
+        self.dataset = self._opened(base.data.split)
+        # What cannot be loaded by its name again is not kept.
+        root = base.compute.feature_root if base.task.keeps_features and own is None else ""
+        named = root and loaded.spec == base.model
+        self.store = FeatureStore(root, digest_of(loaded)) if named else None
         if self.dataset.kind not in base.task.kinds:
             kinds = " or ".join(base.task.kinds)
             raise FieldError("dataset", self.dataset.name, f"has {self.dataset.kind}; {base.task.name} needs {kinds}")
@@ -222,14 +236,24 @@ class _Pass:
             start = clock(device)
             prepared = task.prepare(self._bench())
             seconds_of_texts = clock(device) - start
-            meters = [task.meter(prepared, self._encode_split(encoder)) for encoder in encoders]
+            meters = [
+                task.meter(prepared, self._encode_split(encoder, request))
+                for encoder, request in zip(encoders, requests, strict=True)
+            ]
+            # Of a part of the split nothing is kept.
+            store = None if self.sharded or self.wanted.indices is not None else self.store
+            collected = [Collected(self.dataset) for _ in encoders] if store else []
             batches = _Waited(self._batches(self.dataset, self.indices, base.data.name))
             for batch in batches:
                 if batch.images is None:
+                    for gathered in collected:
+                        gathered.add(None, batch)
                     continue
                 images = batch.images.to(device, self.runtime.images)
                 for i, out in in_turns(images):
                     meters[i].update(out, batch)
+                    if store:
+                        collected[i].add(out, batch)
             if not encoders[0].images and not self.sharded:
                 raise FieldError("dataset", self.dataset.name, "no image of it can be read")
             attention = self._attention(encoders[0]) if self.wanted.attention_images else None
@@ -246,7 +270,7 @@ class _Pass:
         environment = self.runtime.environment()
         contents: dict[str, str] = {}  # the weights are read once for all hashes
         results = []
-        for request, encoder, meter in zip(requests, encoders, meters, strict=True):
+        for i, (request, encoder, meter) in enumerate(zip(requests, encoders, meters, strict=True)):
             result = Result(
                 request=request,
                 metrics={},
@@ -270,11 +294,21 @@ class _Pass:
                 artifacts={name: value for name, value in artifacts.items() if value is not None},
                 part=Part(meter, self.wanted.keep_scores),
             )
+            if store and (features := collected[i].features(**facts_of(result))):
+                store.write(request, base.data.split, features, limit=base.data.limit)
             results.append(result if self.sharded else result.finished())
         return results
 
+    def _opened(self, split: str) -> EvalDataset:
+        if split not in self.splits:
+            self.splits[split] = self._open(split)
+        return self.splits[split]
+
     def _open(self, split: str) -> EvalDataset:
         if self.own is not None:
+            alone = not (isinstance(self.own, OwnDataset) and self.own.splits)
+            if alone and split != self.base.data.split:
+                raise FieldError("split", split, "this data has one split alone; give an OwnDataset with splits")
             return as_eval_dataset(self.own, self.base.data.name, self.loaded.transform, split)
         spec = dataclasses.replace(self.base.data, split=split)
         return open_dataset(spec, self.loaded.transform, self.base.task.name)
@@ -284,29 +318,42 @@ class _Pass:
         return Bench(
             loaded=self.loaded,
             dataset=self.dataset,
-            open_split=self._open,
+            open_split=self._opened,
             device=self.runtime.device,
             autocast=self.runtime.autocast,
             precision=self.runtime.dtype,
             cache_dir=str(user_cache()) if cache is None else cache,
             keep_scores=self.wanted.keep_scores,
+            seed=self.base.data.seed,
+            batch_size=self.base.compute.batch_size,
+            progress=self._shows_bars,
         )
 
-    def _encode_split(self, encoder: Encoder) -> EncodeSplit:
+    def _encode_split(self, encoder: Encoder, request: Request) -> EncodeSplit:
         """Gives what the encoder gives of another split; that is not part of what is measured."""
 
         def encode(dataset: EvalDataset) -> Iterator[tuple[Tensor, Batch]]:
-            for batch in self._batches(dataset, range(len(dataset)), dataset.name):
-                if batch.images is not None:
-                    yield encoder.encode(batch.images.to(self.runtime.device, self.runtime.images)), batch
+            split = next(name for name, opened in self.splits.items() if opened is dataset)
+            found = self._encoded(encoder, dataset, split)
+            if self.store:
+                found = self.store.kept_or_encoded(request, split, dataset, found)
+            return ((out, batch) for out, batch in found if out is not None)
 
         return encode
+
+    def _encoded(self, encoder: Encoder, dataset: EvalDataset, split: str) -> Iterator[tuple[Tensor | None, Batch]]:
+        for batch in self._batches(dataset, range(len(dataset)), f"{dataset.name}, {split}"):
+            images = None if batch.images is None else batch.images.to(self.runtime.device, self.runtime.images)
+            yield None if images is None else encoder.encode(images), batch
+
+    @property
+    def _shows_bars(self) -> bool:
+        return self.wanted.progress and sys.stderr.isatty()
 
     def _batches(self, dataset: EvalDataset, indices: Sequence[int], name: str) -> Iterator[Batch]:
         """Batches with a progress bar on a terminal."""
         compute = self.base.compute
-        quiet = not self.wanted.progress or not sys.stderr.isatty()
-        with tqdm(total=len(indices), unit="image", disable=quiet, desc=name, smoothing=0.05) as bar:
+        with tqdm(total=len(indices), unit="image", disable=not self._shows_bars, desc=name, smoothing=0.05) as bar:
             for batch in loader(dataset, indices, batch_size=compute.batch_size, num_workers=compute.num_workers):
                 if batch.bad and not self.base.data.skip_bad_images:
                     key, reason = batch.bad[0]

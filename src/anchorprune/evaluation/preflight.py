@@ -11,7 +11,7 @@ from anchorprune.datasets import check_dataset
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.models import library, skeleton
+from anchorprune.models import has_text_tower, library, skeleton
 from anchorprune.models.base import ModelSpec
 from anchorprune.models.languages import nllb_code
 from anchorprune.pruning.budget import solve
@@ -30,18 +30,28 @@ def check(requests: Sequence[Request], *, attention: bool = False) -> None:
     for request in requests:
         request.task.check()
         nllb_code(request.model.name, request.data.language)
+    for compute in dict.fromkeys(request.compute for request in requests):
+        Runtime.of(compute)
+    requests = [request for request in requests if not request.compute.skip_load]  # of these nothing else is opened
     datas = {(request.data.name, request.data.language): request for request in requests}
     if len(requests) > 1:  # a single one is opened soon enough; here nothing may fail after hours of other runs
         for request in datas.values():
             check_dataset(request.data, request.task.name)
     for model in dict.fromkeys(request.model for request in requests):
         library(model.library).check(model.name, model.pretrained, model.cache_dir)
+        for request in requests:
+            if request.model == model and request.task.needs_text_tower and not has_text_tower(model):
+                said = f"has no text tower, which {request.task.name} needs;"
+                raise FieldError(
+                    "model",
+                    model.name,
+                    f"{said} the task linear_probe works with it",
+                    typed=f"{said} --task linear_probe works with it",
+                )
         strategies = dict.fromkeys(request.pruning for request in requests if request.model == model)
         for strategy in strategies:
             if strategy or attention:
                 check_tower(model, strategy)
-    for compute in dict.fromkeys(request.compute for request in requests):
-        Runtime.of(compute)
 
 
 def check_tower(model: ModelSpec, strategy: Strategy | None) -> None:

@@ -43,6 +43,8 @@ class Compute:
         batch_size: images encoded at once.
         num_workers: processes that decode images; 0: none.
         clf_cache: where classifiers made of texts are kept; empty: nowhere; None: in the user's cache.
+        feature_root: where tasks that train on features keep them (`Task.keeps_features`); empty: nowhere.
+        skip_load: whether all features come from there, without a look at the model or the images.
     """
 
     device: str | None = None
@@ -50,6 +52,8 @@ class Compute:
     batch_size: int = 64
     num_workers: int = 4
     clf_cache: str | None = None
+    feature_root: str = "features"
+    skip_load: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -81,6 +85,11 @@ class Request:
     task: Task = ZeroShotClassification()
     pruning: Strategy | None = None
     compute: Compute = Compute()
+
+    def __post_init__(self) -> None:
+        if self.compute.skip_load and not (self.task.keeps_features and self.compute.feature_root):
+            why = f"{self.task.name} keeps no features" if self.compute.feature_root else "there is no feature_root"
+            raise FieldError("skip_load", True, f"{why}; leave it out")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it; `from_dict` reads it."""
@@ -150,9 +159,9 @@ class Request:
             # What autocast computes in depends on the kind of device.
             "device": compute.device_name().partition(":")[0] if compute.precision == "amp" else None,
             # Where one image of a batch chooses for all, it matters which are together.
-            "batch_size": compute.batch_size if self.pruning and self.pruning.couples_batch else None,
+            "batch_size": compute.batch_size if self._batches_decide else None,
             "limit": data.limit,
-            "seed": data.seed if data.limit or not model.pretrained else None,
+            "seed": data.seed if data.limit or not model.pretrained or self.task.trains else None,
             "pruning": self.pruning.as_dict() if self.pruning else None,
         }
         for field in dataclasses.fields(self.task):
@@ -167,6 +176,19 @@ class Request:
             own = sorted(p for p in Path(model.name).glob("*") if p.is_file()) if os.path.isdir(model.name) else []
             config |= {"model_type": model.library, "files": [[p.name, content(str(p))] for p in own]}
         return config_hash(config)
+
+    @property
+    def _batches_decide(self) -> bool:
+        return self.task.trains or bool(self.pruning and self.pruning.couples_batch)
+
+    def features_hash(self, split: str, limit: int | None, contents: dict[str, str] | None = None) -> str:
+        """16 hex digits of what decides the features of a split: all but the task's fields and the texts."""
+        data = dataclasses.replace(
+            self.data, split=split, limit=limit, language="en", classnames=None, templates=None, annotation_file=""
+        )
+        compute = dataclasses.replace(self.compute, skip_load=False)
+        neutral = dataclasses.replace(self, data=data, task=ZeroShotClassification(), compute=compute)
+        return config_hash({"features_of": neutral.hash(contents), "task": self.task.name})
 
     def flags(self) -> list[str]:
         """What to type after `anchorprune eval` for this request."""
@@ -192,12 +214,15 @@ class Request:
             "batch_size": (compute.batch_size, 64),
             "num_workers": (compute.num_workers, 4),
             "clf_cache": (compute.clf_cache, None),
+            "feature_root": (compute.feature_root, "features"),
         }
         for name, (value, default) in given.items():
             if value != default:
                 words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
         if data.skip_bad_images:
             words.append("--skip_bad_images")
+        if compute.skip_load:
+            words.append("--skip_load")
         if self.pruning:
             words += ["--enable_pruning", "--strategy", self.pruning.name, *self.pruning.flags().split()]
         return words

@@ -1,7 +1,8 @@
 """Whole CLIP-like models by their names: each file of this folder knows one library's way to find and load them.
 
 A file has `check(model, pretrained, cache_dir)`, which raises UserError for what can be known to be wrong before
-anything is loaded; `skeleton(model)`, the model without weights or None; and `load(…) -> LoadedModel`.
+anything is loaded; `skeleton(model)`, the model without weights or None; `has_text_tower(model)` of one that was
+checked; and `load(…) -> LoadedModel`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ LIBRARIES = {"open_clip": "open_clip", "hf": "huggingface", "timm": "timm"}
 def library(model_type: str) -> Any:
     """The file of this folder for this `--model_type`."""
     return importlib.import_module(f"{__name__}.{LIBRARIES[model_type]}")
+
+
+def has_text_tower(spec: ModelSpec) -> bool:
+    """Of a model that was checked."""
+    has: bool = library(spec.library).has_text_tower(spec.name)
+    return has
 
 
 @functools.lru_cache(maxsize=1)

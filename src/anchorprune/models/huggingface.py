@@ -1,4 +1,4 @@
-"""Hugging Face transformers: a CLIP-like model from a folder or a hub."""
+"""Hugging Face transformers: a CLIP-like model, or an image tower alone, from a folder or a hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anchorprune.errors import FieldError, UserError
 from anchorprune.models.base import LoadedModel
 
+WITH_TEXTS = ("clip", "chinese_clip", "siglip")
 CHINESE_LENGTH = 52  # tokens that Chinese CLIP was trained with; its BERT could take more
 
 
@@ -33,6 +34,28 @@ class HuggingFaceCLIP(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         mask = {} if self._pad is None else {"attention_mask": tokens.ne(self._pad).long()}
         return _pooled(self.model.get_text_features(input_ids=tokens, **mask))
+
+
+class HuggingFaceImages(nn.Module):
+    """An image tower of transformers without a text tower, with the method that `evaluate` calls.
+
+    Its features are what the model pools, or its CLS token where it pools nothing, or by a layer (`ViTPooler`) that is
+    trained for a head and random in most checkpoints.
+    """
+
+    reads_pooled_features: ClassVar[bool] = True
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        if isinstance(getattr(getattr(model, "pooler", None), "dense", None), nn.Module):
+            model.pooler = None
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        output: Any = self.model(pixel_values=images)
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        features: Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        return features
 
 
 @dataclass(frozen=True)
@@ -74,7 +97,7 @@ def _pooled(output: Any) -> Tensor:
 
 
 def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
-    """Raise UserError unless `model` is a folder or a hub's model that transformers has an image and a text tower for.
+    """Raise UserError unless `model` is a folder or a hub's model that transformers has an image tower for.
 
     `pretrained` has no meaning: these models come with their weights.
     """
@@ -93,13 +116,33 @@ def _config(model: str, cache_dir: str | None) -> Any:
         config = transformers.AutoConfig.from_pretrained(model, cache_dir=cache_dir)
     except Exception as error:  # of the hub's clients, of JSON, of transformers itself
         raise _loading_error(model, error) from error
-    if config.model_type not in ("clip", "chinese_clip", "siglip"):
+    if config.model_type not in (*WITH_TEXTS, *_image_towers()):
         raise FieldError(
             "model",
             model,
-            f"is a {config.model_type} model; CLIP, Chinese CLIP and SigLIP of transformers can be evaluated",
+            f"is a {config.model_type} model; CLIP, Chinese CLIP, SigLIP and image towers (ViT, DINOv2 …) of "
+            "transformers can be evaluated",
         )
     return config
+
+
+def _image_towers() -> set[str]:
+    """What transformers classifies images with, but for models that have a text tower, or no one vector an image."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+
+    vision = {"dinov3_vit", "dinov3_convnext", *(f"{name}_vision_model" for name in WITH_TEXTS)}
+    others = {"metaclip_2", "siglip2", "shieldgemma2", "imagegpt", "perceiver"}
+    others |= {"segformer", "ijepa", "cvt", "poolformer", "pvt_v2", "swiftformer"}
+    return (set(KNOWN) | vision) - others - set(WITH_TEXTS)
+
+
+def has_text_tower(model: str) -> bool:
+    """Whether it is one of those that `encode_text`."""
+    return _known(model).model_type in WITH_TEXTS
+
+
+def _known(model: str) -> Any:
+    return _configs.get(model) or _config(model, None)
 
 
 def _loading_error(model: str, error: Exception) -> UserError:
@@ -108,11 +151,11 @@ def _loading_error(model: str, error: Exception) -> UserError:
 
 
 def skeleton(model: str) -> nn.Module | None:
-    """A model that was checked, without weights, to look at its tower before anything large is read."""
+    """The model without weights, to look at its tower before anything large is read."""
     import transformers
 
     with torch.device("meta"):
-        built: nn.Module = transformers.AutoModel.from_config(_configs[model])
+        built: nn.Module = transformers.AutoModel.from_config(_known(model))
     return built
 
 
@@ -135,9 +178,13 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     try:
         built = transformers.AutoModel.from_pretrained(model, **options)
         processor = transformers.AutoImageProcessor.from_pretrained(model, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options)
+        with_texts = config.model_type in WITH_TEXTS
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options) if with_texts else None
     except Exception as error:
         raise _loading_error(model, error) from error
+    # Cast here: what the precision is called in from_pretrained, and what it is without, depends on the version.
+    if tokenizer is None:
+        return LoadedModel(HuggingFaceImages(built).eval().to(device, dtype), Preprocess(processor))
     length = config.text_config.max_position_embeddings if config.model_type != "chinese_clip" else CHINESE_LENGTH
 
     def tokenize(texts: list[str]) -> Tensor:
@@ -146,5 +193,4 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
         ids: Tensor = encoded["input_ids"]
         return ids
 
-    # Cast here: what the precision is called in from_pretrained, and what it is without, depends on the version.
     return LoadedModel(HuggingFaceCLIP(built).eval().to(device, dtype), Preprocess(processor), tokenize)

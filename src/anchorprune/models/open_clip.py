@@ -48,6 +48,11 @@ def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
         )
 
 
+def has_text_tower(model: str) -> bool:
+    """All of open_clip's have one."""
+    return True
+
+
 def skeleton(model: str) -> nn.Module | None:
     """The model without weights, to look at its tower before anything is downloaded; None where that cannot be had."""
     import open_clip

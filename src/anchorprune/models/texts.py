@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchorprune.files import replacing
+from anchorprune.models.digest import add_model
 
 # Changes when other numbers would be computed for the same key.
 _VERSION = 1
@@ -117,15 +118,5 @@ def classifier_key(
     else:
         some = [t.format(c=classes[0]) for t in templates] + [templates[0].format(c=name) for name in classes]
     digest.update(tokenizer(some).numpy().tobytes())
-    for name, part in model.named_modules():
-        if not name.startswith(_IMAGE):
-            plain = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str)) and k != "training"}
-            config: Any = getattr(part, "config", None)
-            own = config.to_json_string() if hasattr(config, "to_json_string") else ""  # transformers
-            digest.update(f"{name} {type(part).__name__} {sorted(plain.items())} {own}".encode())
-    tensors = {**model.state_dict(), **dict(model.named_buffers())}  # with those that are not saved, as masks are
-    for name, tensor in sorted(tensors.items()):
-        if not name.startswith(_IMAGE):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    add_model(digest, model, lambda name: not name.startswith(_IMAGE))
     return digest.hexdigest()

@@ -108,6 +108,8 @@ class Bench:
         precision: what that is called, to name what is cached.
         cache_dir: where what was made of texts may be kept; None: nowhere.
         keep_scores: whether meters have to know each sample's score.
+        seed, batch_size: of what a task trains.
+        progress: whether a task that takes its time shows a bar.
     """
 
     loaded: LoadedModel
@@ -118,6 +120,9 @@ class Bench:
     precision: str
     cache_dir: str | None = None
     keep_scores: bool = False
+    seed: int = 0
+    batch_size: int = 64
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,11 +134,20 @@ class Task(Fields, ABC):
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
     # Of which of it meters know each sample's score; None: of all.
     scored_kinds: ClassVar[tuple[str, ...] | None] = None
+    # Whether it trains something, so that the seed and the batch size decide its result.
+    trains: ClassVar[bool] = False
+    # Whether what `forward` gives, which must not depend on the task's fields then, is kept for the next run.
+    keeps_features: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def primary(self) -> str:
         """The metric that ways of pruning are compared by: a share, 0 … 1, more is better."""
+
+    @property
+    def needs_text_tower(self) -> bool:
+        """Whether a model without one is refused before the work."""
+        return False
 
     def as_dict(self) -> dict[str, Any]:
         """`{"task": name, field: value, …}`, as a request's JSON has it."""

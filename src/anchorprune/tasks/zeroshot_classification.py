@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.tasks.base import Bench, EncodeSplit, Outcomes, Task, option
+from anchorprune.tasks.counting import ClassCounts
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,10 @@ class ZeroShotClassification(Task):
     @property
     def primary(self) -> str:
         return "acc1"
+
+    @property
+    def needs_text_tower(self) -> bool:
+        return not self.load_clfs
 
     def check(self) -> None:
         for path in self.load_clfs:
@@ -173,15 +178,10 @@ class ZeroShot:
 
     def __init__(self, classifier: Tensor, multilabel: bool, keep_scores: bool = False) -> None:
         """`classifier [D, classes]`; `keep_scores` for `scores`, of single-label data."""
-        import torch
-
-        self.classifier, self.multilabel, self.keep_scores = classifier, multilabel, keep_scores
-        self._hits5 = 0
-        self._seen = torch.zeros(classifier.shape[1], dtype=torch.long)  # images of each class
-        self._recalled = torch.zeros_like(self._seen)  # and those of them that were given it
-        # Of each batch: which samples, what is true of them, and the best class or the logits.
+        self.classifier, self.multilabel = classifier, multilabel
+        self._counts = ClassCounts(classifier.shape[1], keep_scores)
+        # Of each batch of multi-label data: which samples, what is true of them, and the logits.
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._keys: dict[int, str] = {}
 
     def update(self, out: Tensor, batch: Batch) -> None:
         """Take normalised image features `[B, D]`.
@@ -196,33 +196,18 @@ class ZeroShot:
             )
         # In float32 also under autocast: in bfloat16 the logits of close classes tie.
         logits = (100.0 * out.float() @ self.classifier).cpu()
-        targets = batch.targets.cpu()
         if self.multilabel:
-            self._kept.append((batch.indices, targets, logits))
-            return
-        classes, best = logits.shape[1], logits.topk(min(5, logits.shape[1]), dim=1).indices
-        predictions = best[:, 0]
-        self._hits5 += int((best == targets[:, None]).sum())
-        self._seen += targets.bincount(minlength=classes)
-        self._recalled += targets[predictions == targets].bincount(minlength=classes)
-        if self.keep_scores:
-            self._kept.append((batch.indices, targets, predictions))
-            self._keys.update(zip(batch.indices.tolist(), batch.keys, strict=True))
+            self._kept.append((batch.indices, batch.targets.cpu(), logits))
+        else:
+            self._counts.update(logits, batch)
 
     def merge(self, other: ZeroShot) -> None:
-        self._hits5 += other._hits5
-        self._seen += other._seen
-        self._recalled += other._recalled
+        self._counts.merge(other._counts)
         self._kept += other._kept
-        self._keys.update(other._keys)
 
     def scores(self) -> Outcomes | None:
         """Whether each image was recognised, with its class and the one it was given; None for multi-label data."""
-        if self.multilabel or not self.keep_scores:
-            return None
-        indices, targets, predictions = self._in_order()
-        keys = tuple(self._keys[i] for i in indices.tolist())
-        return Outcomes.of_classes(keys, targets.numpy(), predictions.numpy())
+        return None if self.multilabel else self._counts.scores()
 
     def compute(self) -> dict[str, float]:
         """Single-label: acc1, acc5 (NaN below 5 classes), mean_per_class_recall (over the classes that occur).
@@ -230,22 +215,12 @@ class ZeroShot:
         Multi-label: mean_average_precision. All between 0 and 1.
         """
         if self.multilabel:
-            _, truth, logits = self._in_order()
-            return {"mean_average_precision": _average_precision(logits, truth.bool())}
-        images, occurs = int(self._seen.sum()), self._seen > 0
-        return {
-            "acc1": int(self._recalled.sum()) / images,
-            "acc5": self._hits5 / images if len(self._seen) >= 5 else float("nan"),
-            "mean_per_class_recall": float((self._recalled[occurs].double() / self._seen[occurs]).mean()),
-        }
+            import torch
 
-    def _in_order(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What was kept, in the order of the data set, however it was dealt out."""
-        import torch
-
-        indices, truth, found = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
-        order = indices.argsort()
-        return indices[order], truth[order], found[order]
+            indices, truth, logits = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+            order = indices.argsort()  # the data set's, however it was dealt out
+            return {"mean_average_precision": _average_precision(logits[order], truth[order].bool())}
+        return self._counts.compute()
 
 
 def _average_precision(scores: Tensor, truth: Tensor) -> float:

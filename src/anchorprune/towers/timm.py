@@ -66,6 +66,10 @@ def _tower(trunk: Any) -> TimmTower:
     )
 
 
+def _pools_prefix(trunk: Any) -> bool:
+    return trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None
+
+
 @dataclass
 class TimmTower(Tower):
     """Blocks of `norm1`, `attn`, `norm2`, `mlp`, each norm before its part, or after it (`EvaBlockPostNorm`).
@@ -82,10 +86,12 @@ class TimmTower(Tower):
     def match(cls, model: nn.Module) -> TimmTower | None:
         visual: Any = part_of(model, "visual")
         if kind_of(visual) == "TimmModel":
-            tower = _tower(visual.trunk)
-            pooled = visual.trunk.global_pool == "token" and getattr(visual.trunk, "attn_pool", None) is None
-            return replace(tower, module=visual, reads_patches=not pooled)
-        return _tower(visual) if class_of(visual).__module__.startswith("timm.") else None
+            return replace(_tower(visual.trunk), module=visual, reads_patches=not _pools_prefix(visual.trunk))
+        if not class_of(visual).__module__.startswith("timm."):
+            return None
+        tower = _tower(visual)
+        pooled = getattr(model, "reads_pooled_features", False)
+        return replace(tower, reads_patches=False) if pooled and _pools_prefix(visual) else tower
 
     @property
     def parts(self) -> list[nn.Module]:
