@@ -84,7 +84,7 @@ def process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (["--enable_pruning", "--importance", "both"], "--importance both: choose one of to_anchors, from_anchors"),
         (["--alpha", "2"], "--alpha 2.0: must lie between 0"),  # also where it would have no effect
         # what is not there yet
-        (["--task", "linear_probe"], "--task linear_probe (dataset wds/three): not there yet; only zeroshot_class"),
+        (["--task", "linear_probe"], "--task linear_probe (dataset wds/three): not there yet; only "),
         (["--task", "zeroshot_retrieval", "--recall_k", "0"], "--recall_k 0: give one or more numbers from 1 up"),
         (
             ["--model_type", "ja_clip"],
