@@ -162,6 +162,7 @@ def test_what_a_coca_writes_scores_as_in_clip_benchmark(pruning: Any, monkeypatc
 
 
 @needs_beams
+@pytest.mark.filterwarnings("ignore::anchorprune.errors.FieldWarning")  # that nothing is dropped
 def test_a_budget_that_covers_all_tokens_gives_a_cocas_own_captions() -> None:
     images = torch.stack([image for image, _ in own().samples])
     model = coca()
