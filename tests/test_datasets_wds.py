@@ -18,7 +18,6 @@ from support.opened import opened as opened_by_name
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from anchorprune.datasets import DataSpec, default_task
-from anchorprune.datasets.remote import web_folders
 from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
 
@@ -360,13 +359,3 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(site: str, tmp_path: P
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UserError, match=r"wds_cache_dir=.*taken.* cannot be written"):
         opened(site, cache_dir=str(tmp_path / "taken"))
-
-
-def test_a_hugging_face_page_splits_into_where_its_text_and_its_tars_are() -> None:
-    page = "https://huggingface.co/datasets/clip-benchmark/wds_vtab-dtd"
-    both = (f"{page}/raw/main", f"{page}/resolve/main")
-    assert web_folders(f"{page}/tree/main") == web_folders(f"{page}/tree/main/") == web_folders(page) == both
-    assert web_folders(f"{page}/tree/v1/sub") == (f"{page}/raw/v1/sub", f"{page}/resolve/v1/sub")
-    assert web_folders("http://x/y/") == ("http://x/y", "http://x/y")
-    with pytest.raises(UserError, match="USER/REPO/tree/BRANCH"):
-        web_folders(f"{page}/blob/main")

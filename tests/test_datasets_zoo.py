@@ -1,22 +1,28 @@
 """clip-benchmark's zoo behind one file: its names, its data, and its failures in one sentence."""
 
+import importlib.machinery
 import inspect
 import json
 import pickle
 import re
 import sys
+import types
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from support.material import picture
 from support.opened import opened as opened_by_name
 from torchvision.datasets import CIFAR10
-from torchvision.transforms import ToTensor
+from torchvision.transforms import CenterCrop, Compose, Normalize, ToTensor
 
-from anchorprune.datasets import DataSpec, default_task, names
+from anchorprune.datasets import DataSpec, catalog, default_task, names
+from anchorprune.datasets.export import Layout
 from anchorprune.datasets.sampling import BadImage, loader
 from anchorprune.errors import UserError
 
@@ -156,6 +162,155 @@ def test_the_transform_is_not_changed_by_a_data_set_that_inserts_a_step(monkeypa
     assert seen[0] is not transform
 
 
+# (Of babel_imagenet upstream leaves two files open.)
+# Of upstream's own classes, which one a name opens; torchvision's are what `datasets` lists.
+UPSTREAMS_OWN = {
+    "babel_imagenet": "babel_imagenet.BabelImageNet",
+    "caltech101": "caltech101.Caltech101",
+    "imagenetv2": "imagenetv2.ImageNetV2Dataset",
+    "objectnet": "objectnet.ObjectNetDataset",
+    "voc2007": "voc2007.PASCALVoc2007Cropped",
+    "voc2007_multilabel": "voc2007.PASCALVoc2007",
+}
+CLASSIFICATION = sorted(name for name in names.ZOO - {"dummy"} if names.default_task(name) == "zeroshot_classification")
+
+
+@pytest.mark.filterwarnings("ignore:split argument ignored", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_each_name_opens_the_class_that_the_list_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = next(entry for entry in catalog.entries() if entry.name == name)
+    path = UPSTREAMS_OWN.get(name) or entry.origin.removeprefix("clip-benchmark: torchvision's ")
+    module = getattr(builder, path.rpartition(".")[0]) if "." in path else builder
+    real, made = getattr(module, path.rpartition(".")[2]), []
+    if "." not in path:
+        assert real is getattr(torchvision.datasets, path)
+    label = torch.tensor([0, 1]) if name == "voc2007_multilabel" else 0
+
+    class Stub(Pairs):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__((torch.zeros(3, 4, 4), label))
+            made.append(options)
+
+    monkeypatch.setattr(module, path.rpartition(".")[2], Stub)
+    if name == "imagenet-w":
+        watermark = types.SimpleNamespace(AddWatermark=lambda size: torch.nn.Identity())
+        monkeypatch.setitem(sys.modules, "imagenet_w", watermark)
+    steps = Compose([CenterCrop(4), ToTensor(), Normalize((0.5,) * 3, (0.5,) * 3)])
+    language = "de" if name == "babel_imagenet" else "en"
+    dataset = opened_by_name(name, root=str(tmp_path), transform=steps, language=language)
+    assert len(made) == 1
+    assert dataset.classes
+    assert dataset.templates
+    if name.startswith(("imagenet1k", "imagenet-w", "imagenetv2", "imagenet_sketch")):
+        assert len(dataset.classes) == 1000
+
+
+def test_imagenet_w_takes_class_names_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps({"imagenet-w": [f"thing {i}" for i in range(1000)]}))
+    seen = []
+    monkeypatch.setattr(
+        builder,
+        "build_dataset",
+        lambda **o: seen.append(json.loads(Path(o["custom_classname_file"]).read_text())) or Pairs(),
+    )
+    opened("imagenet-w", classnames=str(file))
+    assert seen[0]["imagenet1k"] == seen[0]["imagenet-w"] == [f"thing {i}" for i in range(1000)]
+
+
+def test_the_sizes_that_the_list_states_are_those_of_torchvisions_documentation() -> None:
+    stated = {entry.name: entry for entry in catalog.entries() if entry.samples and entry.name != "bundled"}
+    assert stated
+    per_class = {"country211": 211, "food101": 101}
+    for name, entry in stated.items():
+        text = getattr(torchvision.datasets, entry.origin.rpartition(" ")[2]).__doc__.replace("'", "").replace(",", "")
+        for count in entry.samples.values():
+            assert re.search(rf"\b{count // per_class.get(name, 1)}\b", text), (name, count)
+
+
+# --- TensorFlow's, which are streams
+
+
+class Stream:
+    """What upstream makes of vtab/ and tfds/: images in order, and a length."""
+
+    classes, templates = ("ant", "bee"), ["a {c}"]
+
+    def __init__(self, count: int, promised: int | None = None) -> None:
+        self.count, self.promised = count, count if promised is None else promised
+
+    def __len__(self) -> int:
+        return self.promised
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        for i in range(self.count):
+            yield picture(i), i % 2
+
+
+@pytest.fixture
+def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """TensorFlow is as good as installed, and the cache is in this folder."""
+    for package in ("task_adaptation", "tensorflow_datasets", "tensorflow"):
+        module = types.ModuleType(package)
+        module.__spec__ = importlib.machinery.ModuleSpec(package, None)
+        monkeypatch.setitem(sys.modules, package, module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["vtab/dtd", "tfds/insects"])
+def test_a_stream_is_copied_once_and_has_items_by_number(
+    name: str, stream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building(monkeypatch, Stream(5))
+    for _ in range(2):
+        dataset = opened(name)
+        assert (len(dataset), dataset.targets, dataset.classes) == (5, [0, 1, 0, 1, 0], ["ant", "bee"])
+        for i in (3, 0, 4):
+            assert torch.equal(dataset.items[i][0], ToTensor()(picture(i)))
+        building(monkeypatch, RuntimeError("is read again"))
+
+
+def test_a_copy_that_was_cut_off_goes_on_and_a_stream_that_is_short_is_refused(
+    stream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorprune.datasets.streams._LAYOUT", Layout("png", max_count=2))
+    building(monkeypatch, Stream(3, promised=5))
+    with pytest.raises(UserError, match=r"vtab/dtd.*gave 3 of the 5 images that it promises"):
+        opened("vtab/dtd")
+    building(monkeypatch, Stream(5))
+    assert opened("vtab/dtd").targets == [0, 1, 0, 1, 0]
+
+
+def test_names_of_ones_own_do_not_stay_in_the_copy(stream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(builder, "build_dataset", lambda **options: asked.append(options) or Stream(2))
+    file = stream / "names.json"
+    file.write_text(json.dumps({"dtd": ["wasp", "fly"]}))
+    assert opened("vtab/dtd", classnames=str(file)).classes == ["wasp", "fly"]
+    assert opened("vtab/dtd").classes == ["ant", "bee"]
+    assert [options["custom_classname_file"] for options in asked] == [None]
+
+
+def test_without_their_packages_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install task_adaptation==0.1 tensorflow_datasets tensorflow$"):
+        opened("vtab/dtd")
+    with pytest.raises(UserError, match=r"pip install tensorflow_datasets tensorflow timm$"):
+        opened("tfds/mnist")
+
+
+def test_a_split_that_tensorflow_has_not_is_refused(stream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    building(monkeypatch, AssertionError(("val", ["train", "test"])))
+    with pytest.raises(UserError, match=r"split='val': tfds/mnist has train, test."):
+        opened("tfds/mnist", split="val")
+    building(monkeypatch, KeyError("val"))
+    with pytest.raises(UserError, match=r"split='val': vtab/dtd has no such split"):
+        opened("vtab/dtd", split="val")
+
+
 def test_flickr8k_gives_upstreams_images_and_all_captions_of_each(tmp_path: Path) -> None:
     lines = ["image,caption"]
     for i in range(3):
@@ -198,8 +353,6 @@ def test_sugar_crepe_gives_the_right_caption_first(tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("cifar11", r"dataset='cifar11': neither .*Did you mean 'cifar10'"),
-        ("vtab/dtd", "streams without a length"),
-        ("tfds/mnist", "streams without a length"),
     ],
 )
 def test_names_that_cannot_be_evaluated_are_refused(name: str, reason: str) -> None:

@@ -22,7 +22,10 @@ RUNS = {
     "first_image": ["--no_amp", "--enable_pruning", "--selection", "first_image", "--split", "test"],
     "autocast": [],
 }
-COMMANDS = ("", "eval", "build", "compare", "rerun", "sweep", "tune", "speed", "export", "strategies", "demo")
+COMMANDS = (
+    *("", "eval", "build", "compare", "rerun", "sweep", "tune", "speed", "export"),
+    *("datasets", "export-wds", "strategies", "demo"),
+)
 PHOTOS = 24  # of the demo; all of them take a minute
 
 

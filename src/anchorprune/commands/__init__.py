@@ -19,7 +19,20 @@ from anchorprune.commands._flags import Parser
 from anchorprune.errors import FieldError, FieldWarning, UserError, did_you_mean
 
 # The order in which help lists them; others come after these.
-ORDER = ("eval", "build", "compare", "rerun", "sweep", "tune", "speed", "export", "strategies", "demo")
+ORDER = (
+    "eval",
+    "build",
+    "compare",
+    "rerun",
+    "sweep",
+    "tune",
+    "speed",
+    "export",
+    "datasets",
+    "export-wds",
+    "strategies",
+    "demo",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,9 +83,10 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
 
 def commands() -> dict[str, ModuleType]:
     """Each command's module by its name, in the order of help."""
-    names = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
-    ordered = [name for name in ORDER if name in names] + sorted(names - set(ORDER))
-    return {name: importlib.import_module(f"{__name__}.{name}") for name in ordered}
+    files = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    names = {file.replace("_", "-"): file for file in files}
+    ordered = [name for name in ORDER if name in names] + sorted(names.keys() - set(ORDER))
+    return {name: importlib.import_module(f"{__name__}.{names[name]}") for name in ordered}
 
 
 def build_parser() -> Parser:

@@ -37,7 +37,8 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
         default="cifar10",
         nargs="+",
         help="data set(s): a name, wds/NAME (webdataset layout under --dataset_root), folder:PATH (class-named "
-        "subfolders), a collection (vtab, vtab+, imagenet_robustness, retrieval), or a text file with a name a line",
+        "subfolders), table:FILE (CSV, TSV, JSON lines or Parquet), a collection (vtab, vtab+, imagenet_robustness, "
+        "retrieval), or a text file with a name a line",
     )
     add(
         "--dataset_root",
@@ -77,6 +78,15 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
         help="kind of model; hf: --model is a folder or a hub's name; timm: image towers alone, for the linear probe",
     )
     add("--wds_cache_dir", default=None, type=str, help="where webdataset URLs are kept")
+    add_column_flags(parser)
+
+
+def add_column_flags(parser: argparse._ActionsContainer) -> None:
+    """Which columns of a table are read."""
+    for what in ("image", "caption", "label"):
+        parser.add_argument(
+            f"--{what}_column", default=None, metavar="NAME", help=f"of table:FILE, the column of {what}s"
+        )
 
 
 def add_running_flags(parser: argparse._ActionsContainer) -> None:

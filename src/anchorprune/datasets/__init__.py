@@ -13,7 +13,7 @@ from pathlib import Path
 
 from anchorprune import plugins
 from anchorprune.datasets import prompts
-from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
+from anchorprune.datasets.base import COLUMNS, DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.names import COLLECTIONS
 from anchorprune.errors import FieldError
 
@@ -47,7 +47,7 @@ def open_dataset(spec: DataSpec, transform: Transform, task: str = TASK) -> Eval
     Raises:
         UserError: whatever can be wrong with the name, the files or the custom files.
     """
-    source = _source(spec.name)
+    source = _source_of(spec)
     if source.reads_custom_files:
         dataset = source.open(spec, transform, task)
     else:
@@ -64,7 +64,7 @@ def open_dataset(spec: DataSpec, transform: Transform, task: str = TASK) -> Eval
 
 def check_dataset(spec: DataSpec, task: str = TASK) -> None:
     """Raise UserError for what is wrong with a data set as far as that is known without downloading it."""
-    _source(spec.name).check(spec, task)
+    _source_of(spec).check(spec, task)
 
 
 def default_task(spec: DataSpec) -> str:
@@ -75,6 +75,15 @@ def default_task(spec: DataSpec) -> str:
 def _source(name: str) -> type[Source]:
     """Whose data set this is; what nobody claims is looked for in the zoo, which knows what to say of it."""
     return next((source for source in sources().values() if source.claims(name)), sources()["zoo"])
+
+
+def _source_of(spec: DataSpec) -> type[Source]:
+    """The same; UserError where columns are named of data that has none."""
+    source = _source(spec.name)
+    for field in COLUMNS:
+        if not source.reads_columns and (given := getattr(spec, field)) is not None:
+            raise FieldError(field, given, f"{spec.name} is no table; leave it out")
+    return source
 
 
 def _check_targets(dataset: EvalDataset) -> None:

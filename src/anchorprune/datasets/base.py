@@ -22,12 +22,13 @@ class DataSpec:
     """Which samples: a data set by its name, and what is taken of it.
 
     Attributes:
-        name: `wds/NAME`, `folder:PATH`, `bundled`, or one that clip-benchmark knows.
+        name: `wds/NAME`, `folder:PATH`, `table:FILE`, `bundled`, or one that clip-benchmark knows.
         root: folder or URL of the data, finished (without placeholders).
         split: which part of it.
         language: of class names and prompts.
         annotation_file: captions, for data sets that keep them apart.
         classnames, templates: JSON files of one's own, as `--custom_classname_file` and `--custom_template_file`.
+        image_column, caption_column, label_column: of a table; None: the one that has a usual name.
         cache_dir: where downloads are kept; None: in the user's cache.
         limit: so many samples, chosen by `seed`; None: all.
         seed: of that choice.
@@ -41,6 +42,9 @@ class DataSpec:
     annotation_file: str = ""
     classnames: str | None = None
     templates: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    label_column: str | None = None
     cache_dir: str | None = None
     limit: int | None = None
     seed: int = 0
@@ -49,6 +53,9 @@ class DataSpec:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise FieldError("limit", self.limit, "must be 1 or more")
+
+
+COLUMNS = ("image_column", "caption_column", "label_column")
 
 
 class Items(Protocol):
@@ -91,6 +98,8 @@ class Source(ABC):
     name: ClassVar[str]
     # Whether it reads the files of one's own class names and prompts itself; otherwise they replace its own.
     reads_custom_files: ClassVar[bool] = False
+    # Whether it has columns, which the fields of that name choose.
+    reads_columns: ClassVar[bool] = False
 
     @classmethod
     def claims(cls, name: str) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
-from anchorprune.datasets.images import decode, one_line
+from anchorprune.datasets.encoded import EncodedItems
+from anchorprune.datasets.images import one_line
 from anchorprune.datasets.prompts import GENERAL_TEMPLATES, check_templates
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
@@ -18,7 +19,7 @@ WHOLE = "test"  # the one split of a folder without any
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
-class FolderItems:
+class FolderItems(EncodedItems):
     """`items[i] -> (transform(image), class index)`, decoded on demand."""
 
     def __init__(self, files: list[tuple[Path, int]], transform: Transform) -> None:
@@ -27,13 +28,18 @@ class FolderItems:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, target = self.files[index]
+    def read(self, index: int) -> bytes:
+        path, _ = self.files[index]
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as err:
             raise BadImage(f"{path}: {one_line(err)}") from err
-        return self.transform(decode(data, str(path))), target
+
+    def target(self, index: int) -> int:
+        return self.files[index][1]
+
+    def source(self, index: int) -> str:
+        return str(self.files[index][0])
 
 
 class Folder(Source):
@@ -86,7 +92,7 @@ def open_folder(name: str, *, split: str, transform: Transform) -> EvalDataset:
         items=FolderItems(files, transform),
         keys=[file.relative_to(top).as_posix() for file, _ in files],
         classes=_class_names(path / "classnames.txt", folders),
-        templates=_templates(path / "zeroshot_classification_templates.txt"),
+        templates=read_templates(path / "zeroshot_classification_templates.txt"),
         targets=[target for _, target in files],
     )
 
@@ -139,7 +145,7 @@ def _class_names(file: Path, folders: list[str]) -> list[str]:
     return [names[folder] for folder in folders]
 
 
-def _templates(file: Path) -> list[str]:
+def read_templates(file: Path) -> list[str]:
     if not file.exists():
         return list(GENERAL_TEMPLATES)
     lines = _lines(file)

@@ -92,8 +92,8 @@ def check_prompts(name: str, classes: list[str] | None, templates: Templates | N
 
 def _lookup_keys(name: str) -> list[str]:
     """The keys under which upstream looks a data set up, in order."""
-    if name.startswith("folder:"):
-        return [name, Path(name.removeprefix("folder:")).name]
+    if name.startswith(("folder:", "table:")):
+        return [name, Path(name.partition(":")[2]).name]
     if name.startswith(("wds/", "vtab/", "tfds/")):
         return [name, name.split("/", 1)[1]]
     return [name]

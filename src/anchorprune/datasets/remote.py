@@ -1,4 +1,4 @@
-"""Files of a data set by name, from a folder or from the web (downloaded once, kept in a cache folder)."""
+"""Files of a data set by name: from a folder, the Hugging Face hub, or the web (downloaded once, kept in a cache)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import re
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
@@ -16,59 +17,84 @@ from anchorprune.files import replacing, user_cache
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20  # bytes
-_HUGGING_FACE = "https://huggingface.co/datasets/"
+HUGGING_FACE = "https://huggingface.co/datasets/"
 
 
-def is_url(root: str) -> bool:
-    return root.startswith(("http://", "https://"))
+class Files(ABC):
+    """The files of one data set root: `fetch` gives a local path for each.
 
-
-def web_folders(root: str) -> tuple[str, str]:
-    """(URL of the text files, URL of the tars) for a root URL, neither ending in a slash.
-
-    They differ for the page of a Hugging Face data set, `…/datasets/USER/REPO[/tree/BRANCH[/FOLDER]]`: text files
-    are under `raw/`, large files under `resolve/`. The branch defaults to `main`.
-
-    Raises UserError for a Hugging Face address of another form.
+    Attributes:
+        root: as the user typed it.
+        folder: where that is a folder.
     """
-    root = root.rstrip("/")
-    if not root.startswith(_HUGGING_FACE):
-        return root, root
-    page = re.fullmatch(r"([^/]+/[^/]+)(?:/tree/(.+))?", root.removeprefix(_HUGGING_FACE))
-    if page is None:
-        raise FieldError("dataset_root", root, f"must look like {_HUGGING_FACE}USER/REPO/tree/BRANCH.")
-    repo, branch = page[1], page[2] or "main"
-    return f"{_HUGGING_FACE}{repo}/raw/{branch}", f"{_HUGGING_FACE}{repo}/resolve/{branch}"
 
+    root: str
+    folder: Path | None = None
 
-class Files:
-    """The files of one data set root: `fetch` gives a local path for each."""
-
-    def __init__(self, root: str, cache_dir: str | None) -> None:
-        """`root` is a folder, or an http(s) URL whose files go to `cache_dir` (default: the user's cache)."""
-        self.root = root
-        self.folder: Path | None = None if is_url(root) else Path(root).expanduser()
-        if self.folder is None:
-            self._text, self._tars = web_folders(root)
-            # the hash keeps roots apart whose readable part is the same
-            slug = re.sub(r"[^A-Za-z0-9.-]+", "-", self._text.split("://", 1)[1])[-60:].strip("-.")
-            mark = hashlib.blake2b(self._text.encode(), digest_size=4).hexdigest()
-            self._cache = Path(cache_dir or user_cache() / "wds").expanduser() / f"{slug}-{mark}"
-
+    @abstractmethod
     def where(self, name: str) -> str:
         """The path or URL of file `name`, for messages."""
-        if self.folder is not None:
-            return str(self.folder / name)
-        return f"{self._tars if name.endswith('.tar') else self._text}/{name}"
 
+    @abstractmethod
     def fetch(self, name: str) -> Path | None:
         """A local path for file `name` (with `/`, below the root); None where there is no such file.
 
         Raises UserError, naming the URL, where the network or the server fails.
         """
-        if self.folder is not None:
-            path = self.folder / name
-            return path if path.is_file() else None
+
+    def read_text(self, name: str) -> str | None:
+        """The text of file `name`, or None where there is no such file. Raises UserError if it is not UTF-8."""
+        path = self.fetch(name)
+        if path is None:
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as err:
+            raise UserError(f"{self.where(name)}: cannot be read as UTF-8 text ({one_line(err)}).") from err
+
+
+def files_at(root: str, cache_dir: str | None) -> Files:
+    """Those of a folder, of a data set's page at the hub, or of another http(s) URL.
+
+    What is downloaded goes to `cache_dir`; by default to the user's cache, or Hugging Face's.
+    """
+    if root.startswith(HUGGING_FACE):
+        from anchorprune.datasets.hub import HubFiles
+
+        return HubFiles(root, cache_dir)
+    return WebFiles(root, cache_dir) if root.startswith(("http://", "https://")) else LocalFiles(root)
+
+
+class LocalFiles(Files):
+    """Of a folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.folder: Path = Path(root).expanduser()
+
+    def where(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def fetch(self, name: str) -> Path | None:
+        path = self.folder / name
+        return path if path.is_file() else None
+
+
+class WebFiles(Files):
+    """Of a web server."""
+
+    def __init__(self, root: str, cache_dir: str | None) -> None:
+        self.root = root
+        self._url = root.rstrip("/")
+        # the hash keeps roots apart whose readable part is the same
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", self._url.split("://", 1)[1])[-60:].strip("-.")
+        mark = hashlib.blake2b(self._url.encode(), digest_size=4).hexdigest()
+        self._cache = Path(cache_dir or user_cache() / "wds").expanduser() / f"{slug}-{mark}"
+
+    def where(self, name: str) -> str:
+        return f"{self._url}/{name}"
+
+    def fetch(self, name: str) -> Path | None:
         path = self._cache / name
         # An absent optional file is remembered, so that a cached data set needs no network.
         absent = path.with_name(path.name + ".absent")
@@ -84,16 +110,6 @@ class Files:
         except OSError as err:
             raise FieldError("wds_cache_dir", self._cache, f"cannot be written ({one_line(err)}).") from err
         return path if found else None
-
-    def read_text(self, name: str) -> str | None:
-        """The text of file `name`, or None where there is no such file. Raises UserError if it is not UTF-8."""
-        path = self.fetch(name)
-        if path is None:
-            return None
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as err:
-            raise UserError(f"{self.where(name)}: cannot be read as UTF-8 text ({one_line(err)}).") from err
 
 
 def download(url: str, path: Path) -> bool:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
-from anchorprune.datasets.images import decode, one_line
+from anchorprune.datasets.encoded import EncodedItems
+from anchorprune.datasets.images import one_line
 from anchorprune.datasets.prompts import check_templates
-from anchorprune.datasets.remote import Files
+from anchorprune.datasets.remote import Files, files_at
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
 
@@ -42,7 +43,7 @@ _BLOCK = tarfile.BLOCKSIZE
 Span = tuple[int, int]  # offset and size in the tar, bytes
 
 
-class WdsItems:
+class WdsItems(EncodedItems):
     """`items[i] -> (transform(image), target)`, read from the tars on demand."""
 
     def __init__(self, transform: Transform) -> None:
@@ -63,18 +64,22 @@ class WdsItems:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def read(self, index: int) -> bytes:
         shard, (offset, size) = self.where[index]
-        source = f"{self.tars[shard]}, {self.keys[index].split('/', 1)[1]}"
         try:
             # Opened each time: some 20 µs beside milliseconds of decoding, and no handle that forked workers could
             # share and seek under each other.
             with self.tars[shard].open("rb") as file:
                 file.seek(offset)
-                data = file.read(size)
+                return file.read(size)
         except OSError as err:
-            raise BadImage(f"{source}: {one_line(err)}") from err
-        return self.transform(decode(data, source)), self.targets[index]
+            raise BadImage(f"{self.source(index)}: {one_line(err)}") from err
+
+    def target(self, index: int) -> Any:
+        return self.targets[index]
+
+    def source(self, index: int) -> str:
+        return f"{self.tars[self.where[index][0]]}, {self.keys[index].split('/', 1)[1]}"
 
 
 class Wds(Source):
@@ -92,7 +97,7 @@ class Wds(Source):
 
     @classmethod
     def default_task(cls, spec: DataSpec) -> str:
-        kind = _kind(Files(spec.root, spec.cache_dir))
+        kind = _kind(files_at(spec.root, spec.cache_dir))
         if kind is None:
             return super().default_task(spec)
         return "zeroshot_retrieval" if kind == "captions" else "zeroshot_classification"
@@ -111,7 +116,7 @@ def open_wds(name: str, *, root: str, split: str, transform: Transform, cache_di
 
     Raises UserError for missing, damaged or contradictory files.
     """
-    source = Files(root, cache_dir)
+    source = files_at(root, cache_dir)
     count = _shard_count(source, name, split)
     kind = _kind(source) or "classes"
     classes = _lines(source, "classnames.txt")
@@ -195,6 +200,20 @@ def _scan(tar: Path, label: str, kind: str) -> Iterator[tuple[str, Span, Any]]:
         raise UserError(
             f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); export or download it again."
         ) from err
+
+
+def last_key(tar: Path) -> str:
+    """The key of the last sample of a tar. Raises UserError where it is damaged or has none."""
+    key = None
+    try:
+        with tar.open("rb") as file:
+            for key, _ in _groups(_members(tar, file), tar):  # noqa: B007  (the last one is what is asked for)
+                pass
+    except (tarfile.TarError, OSError, EOFError) as err:
+        raise UserError(f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); remove it") from err
+    if key is None:
+        raise UserError(f"{tar}: holds no sample; remove it")
+    return key
 
 
 def _members(tar: Path, file: IO[bytes]) -> Iterator[tuple[str, Span]]:

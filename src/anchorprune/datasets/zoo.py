@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import pickle
 import sys
 import tarfile
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -72,101 +75,84 @@ class Zoo(Source):
 
     @classmethod
     def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
-        return open_zoo(
-            spec.name,
-            root=spec.root,
-            split=spec.split,
-            transform=transform,
-            task=task,
-            language=spec.language,
-            annotation_file=spec.annotation_file,
-            custom_classname_file=spec.classnames,
-            custom_template_file=spec.templates,
-        )
+        return open_zoo(spec, transform, task)
 
     @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
         check_name(spec.name)
 
 
-def open_zoo(
-    name: str,
-    *,
-    root: str,
-    split: str,
-    transform: Transform,
-    task: str,
-    language: str,
-    annotation_file: str,
-    custom_classname_file: str | None,
-    custom_template_file: str | None,
-) -> EvalDataset:
-    """The data set that clip-benchmark calls `name`, with its class names and templates; keys are indices.
+def open_zoo(spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
+    """The data set that clip-benchmark calls `spec.name`, with its class names and templates; keys are indices.
 
     Raises UserError for an unknown name, split or language, data that is neither there nor can be downloaded, a
-    missing package, bad custom files, and for the TensorFlow ones (vtab/, tfds/), which are streams without a length.
+    missing package and bad custom files.
     """
-    check_name(name)
-    # upstream asserts, or goes on without names: look first
-    if custom_classname_file:
-        prompts.custom_classes(custom_classname_file, name)
-        custom_classname_file = str(prompts.resolve("--custom_classname_file", custom_classname_file))
-    if custom_template_file:
-        prompts.custom_templates(custom_template_file, name)
-        custom_template_file = str(prompts.resolve("--custom_template_file", custom_template_file))
-    kind = _kind(name)
-    builder = _builder()
-    languages = _languages(Path(str(builder.__file__)).parent)
-    prompted = kind in ("classes", "labels") and name != "babel_imagenet"
-    if prompted and language not in languages and not custom_template_file:
-        raise FieldError(
-            "language",
-            language,
-            f"clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
-            f"give --custom_template_file.{did_you_mean(language, languages)}",
-        )
-    if language != "en" and not annotation_file and (kind == "choices" or name == "mscoco_captions"):
-        raise FieldError("language", language, f"the captions of {name} are in English; give en.")  # upstream takes any
-    try:
-        # upstream prints what it downloads; standard output is for results
-        with contextlib.redirect_stdout(sys.stderr):
-            dataset = builder.build_dataset(
-                dataset_name=name,
-                root=root,
-                transform=copy.deepcopy(transform),  # imagenet-w inserts a step into it
-                split=split,
-                download=True,
-                annotation_file=annotation_file,
-                language=language,
-                task=task if kind in ("classes", "labels") else default_task(name),  # for others it wants class names
-                custom_classname_file=custom_classname_file,
-                custom_template_file=custom_template_file,
-            )
-    except (AssertionError, ImportError, KeyError, TypeError, SystemExit, *_NO_DATA) as err:
-        problem = _explain(err, name, root, split, language, language in languages)
-        if problem is None:
-            raise
-        raise problem from err
+    check_name(spec.name)
+    dataset = build_upstream(spec, transform, task)
+    kind = _kind(spec.name)
     return EvalDataset(
-        name=name,
+        name=spec.name,
         items=ZooItems(dataset, kind),
         keys=[str(index) for index in range(len(dataset))],
-        classes=_as_list(getattr(dataset, "classes", None)),
+        classes=class_names(dataset),
         templates=getattr(dataset, "templates", None),
         kind=kind,
         targets=_targets(dataset) if kind == "classes" else None,
     )
 
 
-def check_name(name: str) -> None:
-    """UserError for names that upstream does not know, and for streams without a length."""
-    if name.startswith(("vtab/", "tfds/")):
+def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
+    """What upstream's `build_dataset` gives. Raises UserError for whatever it cannot build."""
+    name, split, language = spec.name, spec.split, spec.language
+    classes_file, templates_file = spec.classnames, spec.templates
+    # upstream asserts, or goes on without names: look first
+    if classes_file:
+        prompts.custom_classes(classes_file, name)
+        classes_file = str(prompts.resolve("--custom_classname_file", classes_file))
+    if templates_file:
+        prompts.custom_templates(templates_file, name)
+        templates_file = str(prompts.resolve("--custom_template_file", templates_file))
+    kind = _kind(name)
+    builder = _builder()
+    languages = _languages(Path(str(builder.__file__)).parent)
+    prompted = kind in ("classes", "labels") and name != "babel_imagenet"
+    if prompted and language not in languages and not templates_file:
         raise FieldError(
-            "dataset",
-            name,
-            "vtab/ and tfds/ data sets are streams without a length, which anchorprune cannot "
-            "evaluate yet; export it with clip_benchmark_export_wds and use wds/.",
+            "language",
+            language,
+            f"clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
+            f"give --custom_template_file.{did_you_mean(language, languages)}",
         )
+    if language != "en" and not spec.annotation_file and (kind == "choices" or name == "mscoco_captions"):
+        raise FieldError("language", language, f"the captions of {name} are in English; give en.")  # upstream takes any
+    try:
+        # upstream prints what it downloads; standard output is for results
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            if name == "imagenet-w":
+                classes_file = stack.enter_context(_names_of_imagenet_w(spec, builder))
+            return builder.build_dataset(
+                dataset_name=name,
+                root=spec.root,
+                transform=copy.deepcopy(transform),  # imagenet-w inserts a step into it
+                split=split,
+                download=True,
+                annotation_file=spec.annotation_file,
+                language=language,
+                task=task if kind in ("classes", "labels") else default_task(name),  # for others it wants class names
+                custom_classname_file=classes_file,
+                custom_template_file=templates_file,
+            )
+    except (AssertionError, ImportError, KeyError, TypeError, SystemExit, *_NO_DATA) as err:
+        problem = _explain(err, name, spec.root, split, language, language in languages)
+        if problem is None:
+            raise
+        raise problem from err
+
+
+def check_name(name: str) -> None:
+    """UserError for names that upstream does not know."""
     known = known_names()
     if name not in known:
         raise FieldError(
@@ -197,6 +183,20 @@ def _builder() -> ModuleType:
     return builder
 
 
+@contextlib.contextmanager
+def _names_of_imagenet_w(spec: DataSpec, builder: ModuleType) -> Iterator[str]:
+    """A file of ImageNet's class names: upstream has them of no other place for it, and wants them under two keys."""
+    own = Path(str(builder.__file__)).with_name(f"{spec.language}_classnames.json")
+    if spec.classnames:
+        classes = prompts.custom_classes(spec.classnames, spec.name)
+    else:
+        classes = json.loads(own.read_text(encoding="utf-8"))["imagenet1k"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "classnames.json")
+        file.write_text(json.dumps({"imagenet1k": classes, spec.name: classes}), encoding="utf-8")
+        yield str(file)
+
+
 def _languages(folder: Path) -> list[str]:
     ending = "_zeroshot_classification_templates.json"
     return sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}"))
@@ -208,6 +208,10 @@ def _explain(
     """The sentence for what upstream raised while building, or None where it looks like a bug."""
     if isinstance(err, AssertionError) and "split" in str(err):
         return FieldError("split", split, f"{one_line(err)}.")
+    if isinstance(err, AssertionError) and err.args and isinstance(err.args[0], tuple):  # tfds/: (split, the splits)
+        return FieldError("split", split, f"{name} has {', '.join(map(str, err.args[0][1]))}.")
+    if isinstance(err, KeyError) and err.args == (split,):  # vtab/
+        return FieldError("split", split, f"{name} has no such split.")
     if isinstance(err, ValueError) and "Unsupported language" in str(err):  # of captions
         return FieldError("language", language, f"clip-benchmark has no captions of {name} in it; use another.")
     if isinstance(err, ImportError):
@@ -231,7 +235,9 @@ def _explain(
     )
 
 
-def _as_list(values: Any) -> list[str] | None:
+def class_names(dataset: Any) -> list[str] | None:
+    """Of what upstream built, by index; None where it has none."""
+    values = getattr(dataset, "classes", None)
     return None if values is None else [str(value) for value in values]
 
 

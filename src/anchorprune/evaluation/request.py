@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anchorprune import bundled
-from anchorprune.datasets.base import DataSpec
+from anchorprune.datasets.base import COLUMNS, DataSpec
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import fingerprint
 from anchorprune.models.base import ModelSpec
@@ -171,6 +171,7 @@ class Request:
             config[field.name] = value
         if data.annotation_file:
             config["annotation_file"] = content(data.annotation_file)
+        config |= {name: value for name in COLUMNS if (value := getattr(data, name)) is not None}
         if model.library != "open_clip":
             # All that is in a model's folder: weights, configuration, words, what it does to images.
             own = sorted(p for p in Path(model.name).glob("*") if p.is_file()) if os.path.isdir(model.name) else []
@@ -204,6 +205,7 @@ class Request:
             "annotation_file": (data.annotation_file, ""),
             "custom_classname_file": (data.classnames, None),
             "custom_template_file": (data.templates, None),
+            **{name: (getattr(data, name), None) for name in COLUMNS},
             "wds_cache_dir": (data.cache_dir, None),
             "limit": (data.limit, None),
             "seed": (data.seed, 0),

@@ -37,6 +37,10 @@ class ImageCaptionSelection(Task):
             images = images[:, None]
         return super().forward(model, images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
+    @property
+    def needs_text_tower(self) -> bool:
+        return True
+
     def prepare(self, bench: Bench) -> Prepared:
         return Prepared(Captions(bench), bench.dataset.name)
 

@@ -40,6 +40,10 @@ class ZeroShotRetrieval(Task):
     def primary(self) -> str:
         return f"image_retrieval_recall@{self.recall_k[0]}"
 
+    @property
+    def needs_text_tower(self) -> bool:
+        return True
+
     def prepare(self, bench: Bench) -> Prepared:
         return Prepared(Captions(bench), self.recall_k, bench.device, bench.keep_scores)
 
