@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,23 @@ def test_a_folder_is_evaluated_unpruned_and_pruned(world: World, folder: Path) -
     )
     assert pruned["cost"]["gmacs"] < dense["cost"]["gmacs"]
     assert pruned["config_hash"] != dense["config_hash"]
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_quiet_is_quiet_of_transformers_too(world: World, folder: Path, imported: bool) -> None:
+    words = ["eval", "--model_type", "hf", "--model", folder, *world.things, *FLAGS, "--output", "r.json"]
+    code = "import sys, transformers" if imported else "import sys"
+    code += "; from anchorprune.commands import main; sys.exit(main(sys.argv[1:]))"
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-c", code, *map(str, words), *more]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=True)
+
+    done = run("--quiet")
+    assert done.stdout == ""
+    assert all("This may result in" in line for line in done.stderr.splitlines())  # of its tokens
+    if transformers.__version__ >= "5":  # earlier ones have no bar for a small model
+        assert "Loading weights" in run().stderr
 
 
 def test_features_are_those_that_transformers_gives(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from support.opened import opened as opened_by_name
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from anchorprune.datasets import DataSpec, dataset_root, default_task, expand_names
+from anchorprune.datasets.images import EXTENSIONS
 from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
 
@@ -219,7 +222,7 @@ def test_a_folder_has_a_class_a_subfolder_named_after_it(photos: Path) -> None:
     assert torch.allclose(image, torch.full((3, 8, 8), 20 / 255))
 
 
-def test_images_may_be_nested_in_any_case_and_mode_and_other_files_are_ignored(photos: Path) -> None:
+def test_images_may_be_nested_in_any_case_and_mode_and_other_files_are_counted(photos: Path) -> None:
     for name, mode in [
         ("A.JPG", "L"),
         ("deep/er/b.Webp", "RGBA"),
@@ -231,7 +234,8 @@ def test_images_may_be_nested_in_any_case_and_mode_and_other_files_are_ignored(p
     (photos / "ant" / "._A.JPG").write_bytes(b"")
     (photos / "ant" / "notes.txt").write_text("")
     (photos / ".cache").mkdir()
-    dataset = opened(photos)
+    with pytest.warns(UserWarning, match=r"passed over 1 \.txt, 1 hidden file$"):
+        dataset = opened(photos)
     assert [key for key in dataset.keys if key.startswith("ant")] == [
         "ant/A.JPG",
         "ant/c.png",
@@ -292,6 +296,114 @@ def test_folders_without_pictures_are_refused(photos: Path, tmp_path: Path) -> N
         opened(photos)
 
 
+def test_a_hidden_folder_is_no_part_of_its_class(photos: Path) -> None:
+    picture(photos / "cat" / ".ipynb_checkpoints" / "0.png", 0)
+    with pytest.warns(UserWarning, match=r"passed over 1 hidden folder$"):
+        assert len(opened(photos)) == 12
+
+
+def test_a_link_back_is_not_followed_and_one_to_another_folder_is(photos: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "more" / "deep" / "0.png", 0)
+    (photos / "cat" / "more").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "deep" / "up").symlink_to(tmp_path / "more")
+    (photos / "cat" / "all").symlink_to(photos)
+    (photos / "cat" / "self").symlink_to(".")
+    (photos / "again").symlink_to(".")
+    with pytest.warns(UserWarning, match=r"passed over 4 link back to a folder above$"):
+        dataset = opened(photos)
+    assert dataset.classes == ["cat", "dog", "sea lion"]
+    assert [key for key in dataset.keys if "more" in key] == ["cat/more/deep/0.png"]
+    assert len(dataset) == 13
+
+
+def test_every_format_of_photographs_is_read_and_what_is_none_is_counted(photos: Path) -> None:
+    for i, ending in enumerate(EXTENSIONS):
+        shutil.copy(photos / "cat" / "0.png", photos / "dog" / f"x{i}.{ending}")
+    for name in ("a.heic", "b.HEIC", "c.psd", "d"):
+        (photos / "dog" / name).write_bytes(b"")
+    shutil.copy(photos / "cat" / "0.png", photos / "stray.png")
+    said = "passed over 2 .heic, 1 .psd, 1 file without an ending, 1 image outside of the class folders"
+    with pytest.warns(UserWarning, match=f"{re.escape(said)}$"):
+        assert len(opened(photos)) == 12 + len(EXTENSIONS)
+
+
+def test_a_folder_of_nothing_but_other_formats_says_which(photos: Path) -> None:
+    (photos / "ant").mkdir()
+    (photos / "ant" / "0.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"ant holds no image \(.*\), only 1 \.heic; add some"):
+        opened(photos)
+
+
+# --- which name a class folder has
+
+
+@pytest.mark.parametrize("where", ["classnames.txt", "custom file"])
+def test_a_folder_that_lacks_a_class_gets_its_names_by_what_folders_are_called(
+    photos: Path, tmp_path: Path, where: str
+) -> None:
+    names = ["Cat", "cow", "dog", "sea lion"]  # without the cow, the dog would be second
+    if where == "classnames.txt":
+        (photos / "classnames.txt").write_text("\n".join(names))
+        dataset = opened(photos)
+    else:
+        dataset = opened(photos, classnames=custom(tmp_path, {"photos": names}))
+    assert dataset.classes == names
+    assert [dataset.items[i][1] for i in (0, 4, 8)] == [0, 2, 3]
+    assert dataset.targets == [0] * 4 + [2] * 4 + [3] * 4
+
+
+def test_names_in_another_order_than_the_folders_are_matched_too(photos: Path, tmp_path: Path) -> None:
+    dataset = opened(photos, classnames=custom(tmp_path, {"photos": ["sea_lion", "dog", "cat"]}))
+    assert [dataset.classes[dataset.targets[i]] for i in (0, 4, 8)] == ["cat", "dog", "sea_lion"]
+
+
+def test_as_many_other_names_go_by_position(photos: Path, tmp_path: Path) -> None:
+    dataset = opened(photos, classnames=custom(tmp_path, {"photos": ["house cat", "dog", "seal"]}))
+    assert [dataset.classes[dataset.targets[i]] for i in (0, 4, 8)] == ["house cat", "dog", "seal"]
+
+
+@pytest.mark.parametrize("names", [["house cat", "cow", "dog", "seal"], ["cat", "dog", "sea lion", "Cat"]])
+def test_more_names_than_folders_that_cannot_be_matched_are_refused(
+    photos: Path, tmp_path: Path, names: list[str]
+) -> None:
+    with pytest.raises(UserError, match=r"custom_classname_file=.*: 4 class names for 3 class folders, and none for"):
+        opened(photos, classnames=custom(tmp_path, {"photos": names}))
+    (photos / "classnames.txt").write_text("\n".join(names))
+    with pytest.raises(UserError, match=r"classnames\.txt: 4 class names for 3 class folders, and none for"):
+        opened(photos)
+
+
+# --- text as editors and scripts leave it
+
+
+def test_marks_line_ends_and_trailing_blanks_are_no_part_of_a_text(photos: Path, tmp_path: Path) -> None:
+    def typed(*lines: str) -> bytes:
+        return "".join(f"\ufeff{line} \t\r\n" for line in lines).encode()
+
+    (photos / "classnames.txt").write_bytes(typed("a", "b", "c"))
+    (photos / "zeroshot_classification_templates.txt").write_bytes(typed("the {c}.", "a {c}."))
+    assert opened(photos).classes == ["a", "b", "c"]
+    assert opened(photos).templates == ["the {c}.", "a {c}."]
+    (photos / "classnames.txt").write_bytes("\ufeffcat\ta\r\ndog\tb \r\nsea_lion\tc\r\n\r\n".encode())
+    assert opened(photos).classes == ["a", "b", "c"]
+    names = tmp_path / "custom.json"
+    names.write_bytes("\ufeff".encode() + json.dumps({"photos ": ["a\r", " b", "c\n"]}).encode())
+    assert opened(photos, classnames=str(names)).classes == ["a", "b", "c"]
+    names.write_bytes(
+        "\ufeff".encode() + json.dumps({"photos": {"cat ": ["x "], "dog": ["y"], "sea lion": ["z"]}}).encode()
+    )
+    (photos / "classnames.txt").unlink()
+    assert opened(photos, templates=str(names)).templates == {"cat": ["x"], "dog": ["y"], "sea lion": ["z"]}
+    (tmp_path / "sets.txt").write_bytes(typed("cifar10", "wds/food"))
+    assert expand_names([str(tmp_path / "sets.txt")]) == ["cifar10", "wds/food"]
+
+
+def test_text_in_utf_16_is_refused_with_what_to_do(photos: Path) -> None:
+    (photos / "classnames.txt").write_text("a\nb\nc\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"classnames\.txt: cannot be read .* \(it is UTF-16: save it as UTF-8"):
+        opened(photos)
+
+
 # --- custom class names and templates
 
 
@@ -332,7 +444,7 @@ def test_a_custom_file_that_is_not_there_is_looked_up_in_clip_benchmark(photos: 
         ("classnames", {"photos": []}, "list of class names"),
         ("classnames", {"photos": ["a", ""]}, "list of class names"),
         ("classnames", ["a", "b"], "one JSON object"),
-        ("classnames", {"photos": ["a", "b"]}, "sea_lion/0.png has label 2, but there are 2 class names"),
+        ("classnames", {"photos": ["a", "b"]}, "2 class names for 3 class folders, and none for 'cat' by its name"),
         ("templates", {"other": ["a {c}"]}, "no templates for"),
         ("templates", {"photos": ["a {}"]}, "must hold {c}"),
         ("templates", {"photos": {"cat": "a cat"}}, "list of templates"),

@@ -92,6 +92,40 @@ def test_it_reads_what_clip_benchmarks_own_loader_reads_in_the_same_order(root: 
     assert dataset.keys[:2] == ["0.tar/a/s0.v1.x/0", "0.tar/1"]
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        ["v1.0003.png", "v1.0003.cls"],
+        ["v1.0003.png", "v1.0003.cls", "v1.0004.png", "v1.0004.cls"],
+        ["v1.png", "v1.cls", "v1.0003.png", "v1.0003.cls"],
+        ["v1.0003.png", "v1.cls"],
+        ["v1.0003.png", "v1.json"],
+        ["v1.0003.cls", "v1.0003.tif"],
+        ["a/b.c/v1.final.0003.PNG", "a/b.c/v1.final.0003.cls"],
+    ],
+)
+def test_a_key_with_a_dot_is_refused_and_its_file_named(root: Path, members: list[str]) -> None:
+    data = {".png": encoded(0), ".PNG": encoded(0), ".cls": b"0", "json": b"{}", ".tif": b""}
+    write_tar(root / "test" / "1.tar", [(name, data[name[-4:]]) for name in members])
+    image = next(name for name in members if "0003" in name)
+    first_dot = r"1.tar: .*" + re.escape(image.lower().rpartition("/")[2]) + " is part .* keys end at the first dot"
+    with pytest.raises(UserError, match=first_dot):
+        opened(root)
+
+
+def test_marks_and_windows_line_ends_are_no_part_of_what_files_say(root: Path) -> None:
+    mark = "\ufeff".encode()
+    for name in ("classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"):
+        text = (root / name).read_bytes()
+        (root / name).write_bytes(mark + text.replace(b"\n", b" \r\n"))
+    (root / "dataset_type.txt").write_bytes(mark + b"classification \r\n")
+    write_tar(root / "test" / "1.tar", [("x.png", encoded(0)), ("x.cls", mark + b"2 \r\n")])
+    dataset = opened(root)
+    assert dataset.classes == ["cat", "dog", "sea lion"]
+    assert dataset.templates == ["a photo of a {c}.", "the {c}."]
+    assert dataset.targets == [2, 0, 1, 2]
+
+
 @UPSTREAM
 def test_multilabel_targets_are_float_vectors_as_clip_benchmarks(root: Path) -> None:
     from clip_benchmark.datasets.builder import build_dataset

@@ -117,6 +117,9 @@ def test_custom_names_and_templates_reach_a_zoo_data_set(cifar: Path, tmp_path: 
     file.write_text(json.dumps({"cifar10": [f"thing {i} {{c}}" for i in range(10)]}))
     dataset = opened("cifar10", cifar, classnames=str(file), templates=str(file))
     assert dataset.classes[0] == dataset.templates[0] == "thing 0 {c}"
+    file.write_bytes("\ufeff".encode() + json.dumps({"cifar10": [f"Ding {i} ü{{c}}\r" for i in range(10)]}).encode())
+    dataset = opened("cifar10", cifar, classnames=str(file), templates=str(file))
+    assert dataset.classes[0] == dataset.templates[0] == "Ding 0 ü{c}"
     file.write_text('{"cifar10": ["cat", "dog"]}')
     with pytest.raises(UserError, match="sample 0 has label 3, but there are 2 class names"):
         opened("cifar10", cifar, classnames=str(file))

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import anchorprune
 from anchorprune import Compute, DataSpec, ModelSpec, OwnDataset, Request
-from anchorprune.datasets import folder, open_dataset
+from anchorprune.datasets import encoded as source_items
+from anchorprune.datasets import open_dataset
 from anchorprune.evaluation.engine import evaluate, merge
 from anchorprune.evaluation.outcomes import path_for
 from anchorprune.evaluation.outcomes import read as read_outcomes
@@ -227,8 +228,8 @@ def test_a_result_from_kept_features_is_the_fresh_one_and_opens_no_train_image(
     fresh = {name: evaluated(*flags, *more)["metrics"] for name, more in {"plain": [], "val": share}.items()}
     raw = evaluated(*flags, "--normalize", "False", "--feature_root", "elsewhere")["metrics"]
     opened: list[str] = []
-    decode = folder.decode
-    monkeypatch.setattr(folder, "decode", lambda data, name: opened.append(name) or decode(data, name))
+    decode = source_items.decode
+    monkeypatch.setattr(source_items, "decode", lambda data, name: opened.append(name) or decode(data, name))
     assert evaluated(*flags)["metrics"] == fresh["plain"]
     assert evaluated(*flags, *share)["metrics"] == fresh["val"]
     assert evaluated(*flags, "--normalize", "False")["metrics"] == raw

@@ -203,3 +203,68 @@ def test_a_file_that_is_no_strategy_is_one_line(content: str, says: str, tmp_pat
         anchorprune.Strategy.load(tmp_path / "s.json")
     with pytest.raises(UserError, match=r"gone\.json: no such file"):
         anchorprune.Strategy.load(tmp_path / "gone.json")
+
+
+# --- data that changed under the same name
+
+
+def _hash(name: str, **data: str) -> str:
+    return Request(model=ModelSpec(name="m"), data=DataSpec(name=name, **data)).hash()
+
+
+def test_a_folder_that_changed_under_its_name_has_another_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place / "photos" / "cat").mkdir(parents=True)
+        (tmp_path / place / "photos" / "cat" / "0.png").write_bytes(b"0")
+    monkeypatch.chdir(tmp_path / "a")
+    before = _hash("folder:photos")
+    assert _hash("folder:photos") == before
+    monkeypatch.chdir(tmp_path / "b")
+    assert _hash("folder:photos") != before
+    monkeypatch.chdir(tmp_path / "a")
+    Path("photos/cat/1.png").write_bytes(b"1")
+    more = _hash("folder:photos")
+    Path("photos/cat/1.png").write_bytes(b"12")
+    assert len({before, more, _hash("folder:photos")}) == 3
+
+
+def test_a_webdataset_that_changed_under_its_name_has_another_hash(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "0.tar").write_bytes(b"0" * 9000)
+    (tmp_path / "classnames.txt").write_text("cat\n")
+    seen = {_hash("wds/x", root=str(tmp_path))}
+    (tmp_path / "classnames.txt").write_text("dog\n")
+    seen.add(_hash("wds/x", root=str(tmp_path)))
+    (tmp_path / "test" / "0.tar").write_bytes(b"0" * 9999)
+    seen.add(_hash("wds/x", root=str(tmp_path)))
+    assert len(seen) == 3
+
+
+def test_a_table_that_changed_under_its_name_has_another_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("image,label\n0.png,cat\n")
+    before = _hash("table:t.csv")
+    assert _hash("table:t.csv") == before
+    Path("t.csv").write_text("image,label\n0.png,dog\n")
+    assert _hash("table:t.csv") != before
+
+
+def test_another_folders_root_of_the_same_name_has_another_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        seen.add(_hash("cifar10"))
+    assert len(seen) == 2
+
+
+def test_weights_in_a_local_folder_of_open_clips_count(tmp_path: Path) -> None:
+    def hashed() -> str:
+        return Request(model=ModelSpec(name=f"local-dir:{tmp_path}"), data=DataSpec(name="bundled")).hash()
+
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"0")
+    before = hashed()
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"1")
+    assert hashed() != before

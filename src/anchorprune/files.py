@@ -1,7 +1,8 @@
-"""The files that anchorprune writes, all of each or nothing; fingerprints, output folders and the user's cache."""
+"""Text files as people write them; the files that anchorprune writes, all of each or nothing; fingerprints, folders."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import secrets
@@ -9,15 +10,38 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from anchorprune.errors import FieldError, UserError
 
 StrPath = str | os.PathLike[str]
+_SMALL = 4096  # bytes: class names, prompts, labels
 
 
 def user_cache() -> Path:
     """`anchorprune` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anchorprune"
+
+
+def read_text(path: StrPath) -> str:
+    """The text in a file, as `text_of` reads it. OSError or ValueError where it cannot be."""
+    return text_of(Path(path).read_bytes())
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8 text as it is meant: without the mark that editors put in front, with `\n` at line ends.
+
+    Raises:
+        ValueError: no UTF-8.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is UTF-16: save it as UTF-8")
+    return data.decode("utf-8").replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(text: str) -> list[str]:
+    """Its lines without blanks around them; what is empty at its end is left out."""
+    return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
 
 
 def fingerprint(path: StrPath) -> str:
@@ -30,6 +54,20 @@ def fingerprint(path: StrPath) -> str:
     except OSError as error:
         raise unreadable(path, error) from error
     return digest.hexdigest()
+
+
+def folder_stamp(folder: StrPath) -> list[Any]:
+    """How many files are below, their bytes in all, and a digest of their names, sizes and what small ones hold."""
+    count, total, digest = 0, 0, hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            size = path.stat().st_size
+            count, total = count + 1, total + size
+            name = str(path.relative_to(folder)).encode("utf-8", "surrogateescape")
+            digest.update(b"%s\0%d\0" % (name, size))
+            if size <= _SMALL:
+                digest.update(path.read_bytes())
+    return [count, total, digest.hexdigest()]
 
 
 @contextmanager

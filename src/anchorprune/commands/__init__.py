@@ -7,15 +7,18 @@ import no torch.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pkgutil
 import sys
 import warnings
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
 import anchorprune
 from anchorprune.commands._flags import Parser
+from anchorprune.commands._quiet import no_bars
 from anchorprune.errors import FieldError, FieldWarning, UserError, did_you_mean
 
 # The order in which help lists them; others come after these.
@@ -37,6 +40,9 @@ ORDER = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 after one line on stderr for bad input."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        # What a terminal of another encoding cannot show must not end in a traceback after the work.
+        sys.stdout.reconfigure(errors="replace")
     try:
         parser = build_parser()
     except UserError as error:  # a strategy of another package
@@ -58,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             # Torch's advice on --num_workers, whose default is clip-benchmark's: two lines in every run on a small
             # machine.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            return commands()[args.which].run(args) or 0
+            with nullcontext() if getattr(args, "verbose", True) else no_bars():
+                return commands()[args.which].run(args) or 0
     except FieldError as error:
         return _complain(error.as_flag())
     except UserError as error:

@@ -10,13 +10,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from anchorprune.commands._flags import DEFAULT_OUTPUT, DEFAULT_PRETRAINED
 from anchorprune.datasets import dataset_root, default_task, expand_names
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
+from anchorprune.files import lines_of, read_text
 from anchorprune.tasks import make_task, registry
 
 # clip-benchmark's collections, except openclip_all, which is open_clip's own list of pretrained models.
@@ -196,7 +196,7 @@ def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _list_file(name: str) -> list[tuple[str, str]]:
     try:
-        lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+        lines = lines_of(read_text(name))
     except (OSError, ValueError) as error:
         raise FieldError("pretrained_model", name, f"cannot be read as a list of models ({error})") from error
     listed = [_pair(line, f"--pretrained_model {name}, line") for line in lines if line]
@@ -212,7 +212,7 @@ def _pair(text: str, source: str) -> tuple[str, str]:
         raise UserError(
             f"{source} {text}: is no 'model,pretrained' pair, no collection and no file.{did_you_mean(text, known)}"
         )
-    return model, pretrained
+    return model.strip(), pretrained.strip()
 
 
 def _output_names(request: Request) -> dict[str, str]:

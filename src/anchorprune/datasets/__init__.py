@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
+from typing import Any
 
 from anchorprune import plugins
 from anchorprune.datasets import prompts
 from anchorprune.datasets.base import COLUMNS, DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.names import COLLECTIONS
 from anchorprune.errors import FieldError
+from anchorprune.files import lines_of, read_text
 
 __all__ = [
     "DataSpec",
@@ -27,6 +28,7 @@ __all__ = [
     "expand_names",
     "open_dataset",
     "sources",
+    "stamp",
 ]
 
 TASK = "zeroshot_classification"  # what data is opened for when nothing else is said
@@ -70,6 +72,11 @@ def check_dataset(spec: DataSpec, task: str = TASK) -> None:
 def default_task(spec: DataSpec) -> str:
     """The task that `--task auto` means for a data set: what its files say that it is, else its name."""
     return _source(spec.name).default_task(spec)
+
+
+def stamp(spec: DataSpec) -> Any:
+    """What tells the data that `spec` means today from other data of the same name (`Source.stamp`)."""
+    return _source(spec.name).stamp(spec)
 
 
 def _source(name: str) -> type[Source]:
@@ -121,7 +128,7 @@ def expand_names(names: list[str]) -> list[str]:
 
 def _list_file(name: str) -> list[str]:
     try:
-        lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+        lines = lines_of(read_text(name))
     except (OSError, ValueError) as err:
         raise FieldError("dataset", name, f"cannot be read as a list of data set names ({err}).") from err
     listed = [entry for line in lines if line for entry in COLLECTIONS.get(line, [line])]

@@ -117,6 +117,11 @@ class Source(ABC):
         return default_task(spec.name)
 
     @classmethod
+    def stamp(cls, spec: DataSpec) -> Any:
+        """What tells this data from other data of the same name, for a request's hash: JSON, or None."""
+        return None
+
+    @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
         """Raise UserError for what is wrong with it, as far as that is known without downloading it."""
         cls.open(spec, lambda image: image, task)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.encoded import EncodedItems
-from anchorprune.datasets.images import one_line
-from anchorprune.datasets.prompts import GENERAL_TEMPLATES, check_templates
+from anchorprune.datasets.images import EXTENSIONS, one_line
+from anchorprune.datasets.prompts import GENERAL_TEMPLATES, check_templates, custom_classes, positions
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
-
-EXTENSIONS = (".webp", ".png", ".jpg", ".jpeg", ".bmp")
+from anchorprune.files import folder_stamp, lines_of, read_text
 
 WHOLE = "test"  # the one split of a folder without any
+_LINK = "link back to a folder above"
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -49,18 +52,30 @@ class Folder(Source):
 
     @classmethod
     def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
-        return open_folder(spec.name, split=spec.split, transform=transform)
+        return open_folder(spec.name, split=spec.split, transform=transform, classnames=spec.classnames)
+
+    @classmethod
+    def stamp(cls, spec: DataSpec) -> Any:
+        path = Path(spec.name.removeprefix("folder:")).expanduser()
+        return [str(path.resolve()), folder_stamp(path)]
+
+    @classmethod
+    def check(cls, spec: DataSpec, task: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is passed over is said where it is opened
+            super().check(spec, task)
 
 
-def open_folder(name: str, *, split: str, transform: Transform) -> EvalDataset:
+def open_folder(name: str, *, split: str, transform: Transform, classnames: str | None = None) -> EvalDataset:
     """The images below `PATH/SPLIT` if that holds subfolders, else, as the split `test`, below `PATH`.
 
     `name` is `folder:PATH`.
 
-    A class is a subfolder, in sorted order; its name is the folder's with `_` as spaces, or what
-    `PATH/classnames.txt` says. Templates: `PATH/zeroshot_classification_templates.txt`, else
-    `GENERAL_TEMPLATES`. Keys are paths relative to the class folders' parent. Names that begin with a dot
-    are skipped.
+    A class is a subfolder, in sorted order; its name is the folder's with `_` as spaces, or what the custom file
+    `classnames`, else `PATH/classnames.txt`, says (`positions`). Templates:
+    `PATH/zeroshot_classification_templates.txt`, else `GENERAL_TEMPLATES`. Keys are paths relative to the class
+    folders' parent. Names that begin with a dot, links back to a folder above and what is in no format of photographs
+    are passed over, which a warning counts.
 
     Raises UserError for a missing folder, one without class folders or images, and bad text files.
     """
@@ -77,21 +92,30 @@ def open_folder(name: str, *, split: str, transform: Transform) -> EvalDataset:
         )
     if top == path and split != WHOLE:  # its images would count for every split
         raise FieldError("split", split, f"{path} has no folder {split} with one subfolder of images a class in it.")
-    files = []
-    for target, folder in enumerate(folders):
-        found = _images(top / folder)
+    if classnames is not None:
+        classes = custom_classes(classnames, name)
+        targets = positions(folders, classes, f"custom_classname_file={classnames!r}")
+    else:
+        classes, targets = _class_names(path / "classnames.txt", folders)
+    files, passed_over = [], Counter(_stray(top))
+    for target, folder in zip(targets, folders, strict=True):
+        found, others = _images(top / folder)
+        passed_over += others
         if not found:
+            said = f", only {_said(others)}" if others else ""
             raise FieldError(
                 "dataset",
                 name,
-                f"{top / folder} holds no image ({', '.join(EXTENSIONS)}); add some or remove the folder.",
+                f"{top / folder} holds no image (.{', .'.join(EXTENSIONS)}){said}; add some or remove the folder.",
             )
         files += [(file, target) for file in found]
+    if passed_over:
+        warnings.warn(f"{name}: passed over {_said(passed_over)}", stacklevel=2)
     return EvalDataset(
         name=name,
         items=FolderItems(files, transform),
         keys=[file.relative_to(top).as_posix() for file, _ in files],
-        classes=_class_names(path / "classnames.txt", folders),
+        classes=classes,
         templates=read_templates(path / "zeroshot_classification_templates.txt"),
         targets=[target for _, target in files],
     )
@@ -100,37 +124,73 @@ def open_folder(name: str, *, split: str, transform: Transform) -> EvalDataset:
 def _subfolders(path: Path) -> list[str]:
     if not path.is_dir():
         return []
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    above = _and_above(path)
+    return sorted(
+        entry.name
+        for entry in path.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.resolve() not in above
+    )
 
 
-def _images(folder: Path) -> list[Path]:
-    found = []
-    for parent, _, files in os.walk(folder, followlinks=True):
+def _and_above(folder: Path) -> set[Path]:
+    return {folder.resolve(), *folder.resolve().parents}
+
+
+def _stray(top: Path) -> Iterator[str]:
+    """What stands beside the class folders as if it were part of the data."""
+    above = _and_above(top)
+    for entry in top.iterdir():
+        if entry.is_dir() and entry.resolve() in above:
+            yield _LINK
+        elif entry.suffix.lower()[1:] in EXTENSIONS and not entry.name.startswith("."):
+            yield "image outside of the class folders"
+
+
+def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images below, sorted, and how much of which kind is passed over."""
+    found, passed_over = [], Counter[str]()
+    above = {str(folder): _and_above(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        around = above.pop(parent)
+        for name in list(folders):
+            real = Path(parent, name).resolve()
+            if name.startswith(".") or real in around:
+                passed_over["hidden folder" if name.startswith(".") else _LINK] += 1
+                folders.remove(name)
+            else:
+                above[os.path.join(parent, name)] = around | {real}
         for file in files:
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
+            ending = os.path.splitext(file)[1].lower()
+            if file.startswith("."):
+                passed_over["hidden file"] += 1
+            elif ending[1:] in EXTENSIONS:
                 found.append(Path(parent, file))
-    return sorted(found)
+            else:
+                passed_over[ending or "file without an ending"] += 1
+    return sorted(found), passed_over
+
+
+def _said(passed_over: Counter[str]) -> str:
+    """`35 .heic, 1 hidden folder`, the most frequent first."""
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(passed_over.items(), key=lambda each: (-each[1], each[0])))
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(read_text(file))
     except (OSError, ValueError) as err:
         raise UserError(f"{file}: cannot be read as UTF-8 text ({err}).") from err
-    return [line.strip() for line in lines if line.strip()]
+    return [line for line in lines if line]
 
 
-def _class_names(file: Path, folders: list[str]) -> list[str]:
+def _class_names(file: Path, folders: list[str]) -> tuple[list[str], list[int]]:
+    """All class names, and which of them each folder has."""
+    in_order = list(range(len(folders)))
     if not file.exists():
-        return [folder.replace("_", " ") for folder in folders]
+        return [folder.replace("_", " ") for folder in folders], in_order
     lines = _lines(file)
     if not any("\t" in line for line in lines):
-        if len(lines) != len(folders):
-            raise UserError(
-                f"{file}: {len(lines)} class names for {len(folders)} class folders; "
-                "give one line a folder, in sorted order, or lines of folder<TAB>name."
-            )
-        return lines
+        return lines, positions(folders, lines, str(file))
     names: dict[str, str] = {}
     for line in lines:
         folder, _, label = (part.strip() for part in line.partition("\t"))
@@ -142,7 +202,7 @@ def _class_names(file: Path, folders: list[str]) -> list[str]:
     missing = [folder for folder in folders if folder not in names]
     if missing:
         raise UserError(f"{file}: no line for the class folder {missing[0]!r}; add {missing[0]}<TAB>name.")
-    return [names[folder] for folder in folders]
+    return [names[folder] for folder in folders], in_order
 
 
 def read_templates(file: Path) -> list[str]:

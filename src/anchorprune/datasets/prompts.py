@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.files import read_text
 
 Templates = list[str] | dict[str, list[str]]
 
@@ -25,7 +26,7 @@ def custom_classes(file: str, name: str) -> list[str]:
     Raises UserError where the file cannot be read, has another shape, or has no such key.
     """
     flag = "custom_classname_file"
-    content = _read(flag, file)
+    content = read(flag, file)
     key = next((key for key in _lookup_keys(name) if key in content), None)
     if key is None:
         wanted = _lookup_keys(name)[-1]
@@ -45,7 +46,7 @@ def custom_templates(file: str, name: str) -> Templates:
     Raises UserError where the file cannot be read, has another shape, or has neither key.
     """
     flag = "custom_template_file"
-    content = _read(flag, file)
+    content = read(flag, file)
     key = next((key for key in [*_lookup_keys(name), _FALLBACK] if key in content), None)
     if key is None:
         wanted = _lookup_keys(name)[-1]
@@ -103,6 +104,29 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
 
 
+def positions(folders: list[str], names: list[str], source: str) -> list[int]:
+    """Which of the class names each of these class folders has: the one that it is called, else the one in its place.
+
+    Raises UserError (opened by `source`) where names are not as many as folders and a folder is called by none.
+    """
+    called = [_words(name) for name in names]
+    found = [called.index(_words(folder)) if called.count(_words(folder)) == 1 else None for folder in folders]
+    matched = [place for place in found if place is not None]
+    if len(matched) == len(folders) == len(set(matched)):
+        return matched
+    if len(names) == len(folders):
+        return list(range(len(names)))
+    raise UserError(
+        f"{source}: {len(names)} class names for {len(folders)} class folders, and none for "
+        f"{folders[found.index(None)] if None in found else folders[0]!r} by its name; give one name a folder, in "
+        "sorted order, or names that are the folders'"
+    )
+
+
+def _words(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
 def resolve(flag: str, file: str) -> Path:
     """The path of a custom file; one that does not exist is looked up among clip-benchmark's own, as upstream.
 
@@ -121,12 +145,22 @@ def resolve(flag: str, file: str) -> Path:
     raise FieldError(flag, file, "no such file; give the path of a JSON file, or of one in clip-benchmark.")
 
 
-def _read(flag: str, file: str) -> dict[str, Any]:
+def read(flag: str, file: str) -> dict[str, Any]:
+    """What a custom file holds, without blanks around names and prompts. UserError where it is no JSON object."""
     path = resolve(flag, file)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _plain(json.loads(read_text(path)))
     except (OSError, ValueError) as err:
         raise FieldError(flag, file, f"cannot be read as JSON ({err}).") from err
     if not isinstance(content, dict):
         raise FieldError(flag, file, "must hold one JSON object whose keys are data set names.")
     return content
+
+
+def _plain(value: Any) -> Any:
+    """Without blanks and line ends around names and prompts, as a script that read them from a file leaves them."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value.replace("\ufeff", "").strip() if isinstance(value, str) else value

@@ -13,7 +13,7 @@ from typing import IO
 
 from anchorprune.datasets.images import one_line
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import replacing, user_cache
+from anchorprune.files import read_text, replacing, user_cache
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20  # bytes
@@ -48,9 +48,13 @@ class Files(ABC):
         if path is None:
             return None
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, ValueError) as err:
             raise UserError(f"{self.where(name)}: cannot be read as UTF-8 text ({one_line(err)}).") from err
+
+
+def is_url(root: str) -> bool:
+    return root.startswith(("http://", "https://"))
 
 
 def files_at(root: str, cache_dir: str | None) -> Files:
@@ -62,7 +66,7 @@ def files_at(root: str, cache_dir: str | None) -> Files:
         from anchorprune.datasets.hub import HubFiles
 
         return HubFiles(root, cache_dir)
-    return WebFiles(root, cache_dir) if root.startswith(("http://", "https://")) else LocalFiles(root)
+    return WebFiles(root, cache_dir) if is_url(root) else LocalFiles(root)
 
 
 class LocalFiles(Files):

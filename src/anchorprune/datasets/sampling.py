@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,10 @@ class _Chosen:
             image, target = self.items[self.indices[position]]
         except BadImage as err:
             return position, None, err
+        except Exception as err:  # of a data set that decodes by itself
+            if not _of_a_decoder(err):
+                raise
+            return position, None, BadImage(f"{type(err).__name__}: {err}")
         return position, image, target
 
     def collate(self, samples: list[tuple[int, Any, Any]]) -> Batch:
@@ -96,6 +101,12 @@ class _Chosen:
             targets = torch.tensor([int(target) for _, _, target in good], dtype=torch.long)
         indices = torch.tensor([self.indices[i] for i, _, _ in good], dtype=torch.long)
         return Batch(images, targets, indices, [self.keys[i] for i, _, _ in good], bad)
+
+
+def _of_a_decoder(err: BaseException) -> bool:
+    """Whether it comes out of one of Pillow's decoders, which raise anything for a damaged file."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(err.__traceback__))
+    return any(name == "PIL.ImageFile" or (name[:4] == "PIL." and name.endswith("ImagePlugin")) for name in modules)
 
 
 def loader(dataset: EvalDataset, indices: Sequence[int], *, batch_size: int, num_workers: int) -> DataLoader[Any]:

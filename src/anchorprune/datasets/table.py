@@ -19,6 +19,7 @@ from anchorprune.datasets.images import one_line
 from anchorprune.datasets.rows import ParquetBytes, ParquetTable, Table, open_table
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.files import fingerprint
 
 # What columns are usually called; several of one row in a table are ambiguous.
 USUAL = {
@@ -30,6 +31,7 @@ USUAL = {
     "label": ("label", "labels", "class", "classes", "class_name", "category", "target", "cls"),
 }  # fmt: skip
 SPLIT = "split"  # the column that says which split a row is of
+_SMALL = 1 << 28  # bytes of a table whose content is read for a request's hash
 _OF_CAPTIONS = ("zeroshot_retrieval", "captioning", "image_caption_selection")
 _OF_LABELS = ("zeroshot_classification", "linear_probe")
 _NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")  # pandas writes 3 as 3.0 where another row has no value
@@ -83,6 +85,15 @@ class TableSource(Source):
     @classmethod
     def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
         return open_table_dataset(spec, transform, task)
+
+    @classmethod
+    def stamp(cls, spec: DataSpec) -> Any:
+        # Of a table that holds the images themselves its size has to do.
+        return [
+            [str(file.resolve()), size if (size := file.stat().st_size) > _SMALL else fingerprint(file)]
+            for file in _named(spec)
+            if file.is_file()
+        ]
 
     @classmethod
     def default_task(cls, spec: DataSpec) -> str:
@@ -159,14 +170,18 @@ def open_table_dataset(spec: DataSpec, transform: Transform, task: str) -> EvalD
     return EvalDataset(spec.name, items, rows.keys, classes.names, templates, classes.kind, items.targets)
 
 
+def _named(spec: DataSpec) -> list[Path]:
+    """The files that the data set's name means, whether they are there or not."""
+    named = Path(spec.name.removeprefix("table:").replace("{split}", spec.split)).expanduser()
+    return sorted(Path(path) for path in glob.glob(str(named))) if "*" in str(named) else [named]
+
+
 def _tables(spec: DataSpec) -> list[Table]:
-    pattern = spec.name.removeprefix("table:").replace("{split}", spec.split)
-    files = [Path(pattern).expanduser()]
-    if "*" in pattern:
-        files = sorted(Path(path) for path in glob.glob(str(files[0])))
+    files = _named(spec)
     if spec.name == "table:" or not files or not all(file.is_file() for file in files):
         fix = "no such file; give table:FILE, a CSV, TSV, JSON-lines or Parquet file with a row for each image"
-        raise FieldError("dataset", spec.name, f"{fix} ({pattern})" if "{split}" in spec.name else fix)
+        meant = spec.name.removeprefix("table:").replace("{split}", spec.split)
+        raise FieldError("dataset", spec.name, f"{fix} ({meant})" if meant not in spec.name else fix)
     return [open_table(file) for file in files]
 
 

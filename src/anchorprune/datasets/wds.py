@@ -23,9 +23,10 @@ from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.encoded import EncodedItems
 from anchorprune.datasets.images import one_line
 from anchorprune.datasets.prompts import check_templates
-from anchorprune.datasets.remote import Files, files_at
+from anchorprune.datasets.remote import Files, files_at, is_url
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.files import fingerprint, folder_stamp, lines_of, text_of
 
 # In upstream's order of preference, should a sample have several.
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
@@ -103,9 +104,20 @@ class Wds(Source):
         return "zeroshot_retrieval" if kind == "captions" else "zeroshot_classification"
 
     @classmethod
+    def stamp(cls, spec: DataSpec) -> Any:
+        if is_url(spec.root):
+            return None
+        root = Path(spec.root).expanduser()
+        return [str(root.resolve()), folder_stamp(root / spec.split), [_content(p) for p in sorted(root.glob("*.txt"))]]
+
+    @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
         if "://" not in spec.root:
             super().check(spec, task)
+
+
+def _content(path: Path) -> list[str]:
+    return [path.name, fingerprint(path)]
 
 
 def open_wds(name: str, *, root: str, split: str, transform: Transform, cache_dir: str | None) -> EvalDataset:
@@ -167,7 +179,7 @@ def _lines(source: Files, name: str) -> list[str] | None:
     text = source.read_text(name)
     if text is None:
         return None
-    lines = [line.strip() for line in text.rstrip().splitlines()]
+    lines = lines_of(text)
     if not lines or not all(lines):
         raise UserError(
             f"{source.where(name)}: line {lines.index('') + 1 if lines else 1} is empty; remove or fill it."
@@ -185,6 +197,7 @@ def _scan(tar: Path, label: str, kind: str) -> Iterator[tuple[str, Span, Any]]:
             for key, parts in _groups(_members(tar, file), tar):
                 image = next((parts[ext] for ext in EXTENSIONS if ext in parts), None)
                 wanted = _TARGETS[kind]
+                _refuse_dotted(tar, key, parts, wanted)
                 if image is None and wanted not in parts:
                     continue  # a README, say
                 if image is None or wanted not in parts:
@@ -214,6 +227,21 @@ def last_key(tar: Path) -> str:
     if key is None:
         raise UserError(f"{tar}: holds no sample; remove it")
     return key
+
+
+def _refuse_dotted(tar: Path, key: str, parts: dict[str, Span], wanted: str) -> None:
+    """UserError for images of their own that webdataset takes for parts of this sample, as `v1.0003.png` for `0003.png`
+    of `v1`: upstream passes them over, or takes one of them for the sample. `seg.png` beside `png` is a part.
+    """
+    whole = wanted in parts and any(each in parts for each in EXTENSIONS)
+    for extension in parts:
+        name, dot, ending = extension.rpartition(".")
+        own = f"{name}.{wanted}" in parts and any(f"{name}.{each}" in parts for each in EXTENSIONS)
+        if dot and ending in (*EXTENSIONS, wanted) and (own or not whole):
+            raise UserError(
+                f"{tar}: {key}.{extension} is part {extension!r} of sample {key!r}, because webdataset's keys end at "
+                f"the first dot; name it {key}_{name.replace('.', '_')}.{ending}, and what belongs to it likewise."
+            )
 
 
 def _members(tar: Path, file: IO[bytes]) -> Iterator[tuple[str, Span]]:
@@ -250,7 +278,7 @@ def _groups(members: Iterator[tuple[str, Span]], tar: Path) -> Iterator[tuple[st
 
 def _class_index(data: bytes, source: str) -> int:
     try:
-        return int(data)
+        return int(text_of(data))
     except ValueError:
         raise UserError(f"{source} has the label {data[:40]!r}; a .cls file holds one class index.") from None
 

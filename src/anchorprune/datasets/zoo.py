@@ -25,6 +25,7 @@ from anchorprune.datasets.images import one_line
 from anchorprune.datasets.names import CHOICES, RETRIEVAL, default_task, known_names
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.files import write_text
 
 _MULTILABEL = frozenset({"voc2007_multilabel"})
 
@@ -78,6 +79,10 @@ class Zoo(Source):
         return open_zoo(spec, transform, task)
 
     @classmethod
+    def stamp(cls, spec: DataSpec) -> Any:
+        return str(Path(spec.root).expanduser().resolve())
+
+    @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
         check_name(spec.name)
 
@@ -109,10 +114,8 @@ def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
     # upstream asserts, or goes on without names: look first
     if classes_file:
         prompts.custom_classes(classes_file, name)
-        classes_file = str(prompts.resolve("--custom_classname_file", classes_file))
     if templates_file:
         prompts.custom_templates(templates_file, name)
-        templates_file = str(prompts.resolve("--custom_template_file", templates_file))
     kind = _kind(name)
     builder = _builder()
     languages = _languages(Path(str(builder.__file__)).parent)
@@ -130,8 +133,11 @@ def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
         # upstream prints what it downloads; standard output is for results
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="anchorprune-"))
             if name == "imagenet-w":
                 classes_file = stack.enter_context(_names_of_imagenet_w(spec, builder))
+            else:
+                classes_file = _plain_copy("custom_classname_file", classes_file, folder)
             return builder.build_dataset(
                 dataset_name=name,
                 root=spec.root,
@@ -142,13 +148,22 @@ def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
                 language=language,
                 task=task if kind in ("classes", "labels") else default_task(name),  # for others it wants class names
                 custom_classname_file=classes_file,
-                custom_template_file=templates_file,
+                custom_template_file=_plain_copy("custom_template_file", templates_file, folder),
             )
     except (AssertionError, ImportError, KeyError, TypeError, SystemExit, *_NO_DATA) as err:
         problem = _explain(err, name, spec.root, split, language, language in languages)
         if problem is None:
             raise
         raise problem from err
+
+
+def _plain_copy(flag: str, file: str | None, folder: str) -> str | None:
+    """A copy of a custom file that upstream reads right: it knows no byte-order mark, and reads by the locale."""
+    if not file:
+        return None
+    copied = Path(folder) / f"{flag}.json"
+    write_text(json.dumps(prompts.read(flag, file)), copied)
+    return str(copied)
 
 
 def check_name(name: str) -> None:

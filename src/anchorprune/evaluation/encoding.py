@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anchorprune.errors import UserError
+from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.pruning import Pruning, prune
 from anchorprune.pruning.cost import clock, image_tower_flops
@@ -22,6 +22,15 @@ from anchorprune.towers import Tower, find_tower
 
 def _features(model: Any, images: Tensor) -> Tensor:
     return F.normalize(model.encode_image(images).float(), dim=-1)
+
+
+def _is_number(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point()
+
+
+def _not_finite(tensor: Tensor) -> int:
+    """How many of its rows hold a number that is not finite."""
+    return int((~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1).sum())
 
 
 class Encoder:
@@ -72,6 +81,9 @@ class Encoder:
         Args:
             unpruned: what the unpruned blocks gave for these very images: those before the first that is pruned do
                 not run again, and count with the time that they took.
+
+        Raises:
+            UserError: features that are not finite, which any metric would rank in silence.
         """
         first = self.pruning.first_block if self.pruning else 1
         device = self.runtime.device
@@ -82,11 +94,36 @@ class Encoder:
         count = images.shape[:-3].numel()  # of a sample there may be several
         self._seconds.append((count, unpruned.seconds(first, start, end) if unpruned else end - start))
         self.images += len(images)
+        self._check_finite(out, images)
         return out
 
     def encode(self, images: Tensor) -> Tensor:
         """The same of images that do not count, neither as images nor in time."""
-        return self._out(images)
+        out = self._out(images)
+        self._check_finite(out, images)
+        return out
+
+    def _check_finite(self, out: Tensor, images: Tensor) -> None:
+        if not out.is_floating_point():
+            return
+        lengths = out.float().norm(dim=-1)
+        bad = ~lengths.isfinite() | (lengths == 0)  # to which normalising makes features whose length overflows
+        if not bool(bad.any()):
+            return
+        found = (
+            f"{int(bad.sum())} of {len(images)} images of a batch have features of zeros or that are not finite numbers"
+        )
+        if broken := _not_finite(images):
+            raise UserError(f"{found}: the pixels of {broken} of them are not finite already; look at their transform")
+        held = {name: int((~w.isfinite()).sum()) for name, w in self.model.state_dict().items() if _is_number(w)}
+        if held := {name: count for name, count in held.items() if count}:
+            raise UserError(
+                f"{found}: the model's weights hold {sum(held.values())} such numbers ({', '.join([*held][:3])}"
+                f"{', …' if len(held) > 3 else ''}); give weights that are whole"
+                + (", or fp32: fp16 may be what they overflow in" if self.runtime.precision == "fp16" else "")
+            )
+        fix = f"{found}: they overflow; give bf16 or fp32" if self.runtime.precision != "fp32" else found
+        raise FieldError("precision", self.runtime.precision, fix)
 
     def _out(self, images: Tensor) -> Tensor:
         with self.runtime.autocast():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anchorprune import bundled
+from anchorprune.datasets import stamp
 from anchorprune.datasets.base import COLUMNS, DataSpec
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import fingerprint
@@ -129,7 +130,7 @@ class Request:
     def hash(self, contents: dict[str, str] | None = None) -> str:
         """16 hex digits: requests whose results must be equal have equal ones.
 
-        Files count by their content, the data set by its name, root and split.
+        Files count by their content, the data set by its name, root and split, and its source's stamp.
 
         Args:
             contents: fingerprints of files by their names, to read each once for many requests; added to.
@@ -169,12 +170,17 @@ class Request:
             if field.metadata.get("file"):
                 value = [content(each) for each in value] if isinstance(value, tuple) else content(value)
             config[field.name] = value
+        if (spec := repr(data)) not in known:
+            known[spec] = json.dumps(stamp(data))
+        if known[spec] != "null":
+            config["data"] = known[spec]
         if data.annotation_file:
             config["annotation_file"] = content(data.annotation_file)
         config |= {name: value for name in COLUMNS if (value := getattr(data, name)) is not None}
-        if model.library != "open_clip":
+        folder = model.name.removeprefix("local-dir:")
+        if model.library != "open_clip" or folder != model.name:
             # All that is in a model's folder: weights, configuration, words, what it does to images.
-            own = sorted(p for p in Path(model.name).glob("*") if p.is_file()) if os.path.isdir(model.name) else []
+            own = sorted(p for p in Path(folder).glob("*") if p.is_file()) if os.path.isdir(folder) else []
             config |= {"model_type": model.library, "files": [[p.name, content(str(p))] for p in own]}
         return config_hash(config)
 

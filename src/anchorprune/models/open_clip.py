@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from torch import nn
 from anchorprune import bundled
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.models.base import LoadedModel
+from anchorprune.models.checkpoint import is_torchscript, weights_of
 
 # Models that come with their weights; --pretrained has no meaning then.
 _SCHEMAS = ("hf-hub:", "local-dir:")
@@ -89,19 +92,25 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     config = {} if model.startswith(_SCHEMAS) else open_clip.get_model_config(model) or {}
     force_quick_gelu = bool(tag.get("quick_gelu")) and not config.get("quick_gelu", False)
+
+    def build(weights: str | None) -> Any:
+        return open_clip.create_model_and_transforms(
+            model,
+            pretrained=weights,
+            cache_dir=cache_dir,
+            device=device,
+            precision=precision,
+            force_quick_gelu=force_quick_gelu,
+            # open_clip goes on with random weights where a hub or a folder gives none.
+            require_pretrained=bool(pretrained and not ours) or model.startswith(_SCHEMAS),
+        )
+
     with _logged() as log:
         try:
-            built, _, transform = open_clip.create_model_and_transforms(
-                model,
-                pretrained=None if ours else pretrained or None,
-                cache_dir=cache_dir,
-                device=device,
-                precision=precision,
-                force_quick_gelu=force_quick_gelu,
-                # open_clip goes on with random weights where a hub or a folder gives none.
-                require_pretrained=bool(pretrained and not ours) or model.startswith(_SCHEMAS),
-            )
+            built, _, transform = _built(build, pretrained) if not ours else build(None)
             tokenizer = open_clip.get_tokenizer(model)
+        except UserError:
+            raise
         except Exception as error:
             # Reading a file that somebody takes for a checkpoint can raise anything.
             if not isinstance(error, _LOADING_ERRORS) and not os.path.isfile(pretrained):
@@ -116,6 +125,13 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
             "with QuickGELU",
             stacklevel=2,
         )
+    twin = f"{model.replace('/', '-')}-quickgelu"
+    if os.path.isfile(pretrained) and twin in open_clip.list_models():
+        warnings.warn(
+            f"{model} computes GELU: weights that were trained with QuickGELU, such as OpenAI's, lose accuracy; for "
+            f"them there is the model {twin}",
+            stacklevel=2,
+        )
     for line in log:
         warnings.warn(line, stacklevel=2)
     return LoadedModel(
@@ -124,6 +140,21 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
         tokenizer=tokenizer,
         options={"force_quick_gelu": True} if force_quick_gelu else {},
     )
+
+
+def _built(build: Callable[[str | None], Any], pretrained: str) -> Any:
+    """What `build` gives for these weights; of a file that it cannot read, for the same weights in plain form."""
+    try:
+        if os.path.isfile(pretrained) and is_torchscript(pretrained):
+            raise ValueError("a TorchScript archive, which cannot be read")
+        return build(pretrained or None)
+    except Exception:
+        weights = weights_of(pretrained) if os.path.isfile(pretrained) else None
+        if weights is None:
+            raise
+    with tempfile.TemporaryDirectory(prefix="anchorprune-") as folder:
+        torch.save(weights, copied := os.path.join(folder, "weights.pt"))
+        return build(copied)
 
 
 @contextmanager

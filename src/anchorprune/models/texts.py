@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anchorprune.errors import UserError
 from anchorprune.files import replacing
 from anchorprune.models.digest import add_model
 
@@ -28,16 +29,26 @@ def encode_texts(model: Any, tokens: Tensor, device: torch.device, batch_size: i
 
     Texts of like length go through the tower together, cut behind the last token that any of them is read at: with a
     causal mask nothing before it looks further. Towers that are not causal get all of it.
+
+    Raises:
+        UserError: embeddings that are not finite, which any metric would rank in silence.
     """
     tower = _causal_tower(model)
     lengths = _lengths(tower, tokens) if tower is not None else torch.full((len(tokens),), tokens.shape[1])
     order = lengths.argsort(stable=True)
-    encoded = []
+    encoded, broken = [], 0
     for batch in order.split(batch_size):
         longest = int(lengths[batch].max())
         with _cut_to(tower, longest):
             features = model.encode_text(tokens[batch, :longest].to(device))
+        # Where a length overflows, normalising would give zeros.
+        broken += int((~features.float().norm(dim=-1).isfinite()).sum())
         encoded.append(F.normalize(features.float(), dim=-1))
+    if broken:
+        raise UserError(
+            f"{broken} of {len(tokens)} texts have embeddings that are not finite numbers: the weights of the text "
+            "tower are damaged, or overflow at this precision (fp32 would tell)"
+        )
     return torch.cat(encoded)[order.argsort().to(device)]
 
 
@@ -91,7 +102,7 @@ def cached(folder: str, key: str, build: Callable[[], Tensor]) -> Tensor:
     file = Path(folder) / f"{key}.pt"
     with suppress(Exception):  # not there, damaged, not ours to read: torch.load raises half a dozen kinds
         kept = torch.load(file, map_location="cpu", weights_only=True)
-        if isinstance(kept, Tensor) and kept.dim() == 2 and kept.dtype == torch.float32:
+        if isinstance(kept, Tensor) and kept.dim() == 2 and kept.dtype == torch.float32 and kept.isfinite().all():
             return kept
     built = build()
     with suppress(OSError, RuntimeError):  # torch.save raises RuntimeError for a folder that is not there

@@ -141,7 +141,7 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
     """The mean of the classifiers `[D, num_classes]` saved in `paths` (`--load_clfs`), in float32.
 
     Raises:
-        UserError: a file that is missing, damaged, or of another shape.
+        UserError: a file that is missing, damaged, of another shape, or not finite.
     """
     import torch
 
@@ -156,6 +156,10 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
             raise FieldError("load_clfs", path, f"is no saved tensor ({reason})") from error
         if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
             raise FieldError("load_clfs", path, "must hold one tensor [features, classes], as save_clf writes it")
+        if broken := int((~classifier.isfinite()).any(dim=0).sum()):
+            raise FieldError(
+                "load_clfs", path, f"{broken} of its {classifier.shape[1]} classes hold numbers that are not finite"
+            )
         if classifier.shape[1] != num_classes:
             raise FieldError(
                 "load_clfs",

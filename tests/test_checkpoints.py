@@ -1,0 +1,71 @@
+"""Checkpoints as people have them: read like the plain file, or said what they are and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from support.libraries import hf_clip
+from support.material import TINY, World, command, evaluated, register
+
+pytestmark = pytest.mark.usefixtures("here")
+
+FORMS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "compiled": lambda state: {f"_orig_mod.{name}": w for name, w in state.items()},
+    "its image tower compiled": lambda state: {n.replace("visual.", "visual._orig_mod."): w for n, w in state.items()},
+    "distributed": lambda state: {"epoch": 3, "state_dict": {f"module.{name}": w for name, w in state.items()}},
+    "compiled, then distributed": lambda state: {"state_dict": {f"module._orig_mod.{n}": w for n, w in state.items()}},
+    "nested": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "in a larger module": lambda state: {f"model.clip.{name}": w for name, w in state.items()},
+}
+
+
+def metrics(world: World, weights: object) -> Any:
+    words = ["--model", TINY, "--pretrained", weights, *world.things, "--no_amp", "--output", "r.json"]
+    return evaluated(*words)["metrics"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_wrapped_weights_are_read_as_plain_ones(world: World, form: str) -> None:
+    state = torch.load(world.weights, weights_only=True)
+    torch.save(FORMS[form](state), "w.pt")
+    assert metrics(world, "w.pt") == metrics(world, world.weights)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")  # deprecated, and talkative
+def test_a_torchscript_archive_is_read_as_plain_weights(world: World) -> None:
+    model = open_clip.create_model(TINY).eval()
+    model.load_state_dict(torch.load(world.weights, weights_only=True))
+    inputs = torch.randn(2, 3, 32, 32), torch.randint(0, 99, (2, 77))
+    torch.jit.trace(model, inputs, check_trace=False).save("jit.pt")
+    assert metrics(world, "jit.pt") == metrics(world, world.weights)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_weights_of_transformers_say_what_to_type(world: World, here: Path, beside: bool) -> None:
+    (here / "hf").mkdir()
+    torch.save(hf_clip().state_dict(), "hf/pytorch_model.bin")
+    if beside:
+        (here / "hf" / "config.json").write_text("{}")
+    outcome = command(
+        "eval", "--model", TINY, "--pretrained", "hf/pytorch_model.bin", *world.things, "--num_workers", 0
+    )
+    assert outcome.code == 2
+    [line] = outcome.err
+    assert "--pretrained hf/pytorch_model.bin: holds weights of Hugging Face transformers" in line
+    assert ("--model_type hf --model hf," if beside else "--model_type hf --model FOLDER, with its config.json") in line
+
+
+def test_a_file_under_the_plain_name_is_told_of_its_quickgelu_twin(world: World, here: Path) -> None:
+    register(here, f"{TINY}-quickgelu")
+    words = ["eval", "--model", TINY, "--pretrained", world.weights, *world.things, "--num_workers", 0]
+    try:
+        [line] = command(*words, "--quiet", "--output", "r.json").err
+        assert f"there is the model {TINY}-quickgelu" in line
+    finally:
+        open_clip.factory._MODEL_CONFIGS.pop(f"{TINY}-quickgelu")
+    assert command(*words, "--quiet", "--output", "r.json").err == []
