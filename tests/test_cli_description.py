@@ -142,6 +142,7 @@ def test_the_attention_file_has_what_the_description_says(examples: Examples) ->
     assert [list(weights.shape) for weights in saved["attention_weights"]] == layers
     assert saved["shape_info"] == {
         "images": 4, "heads": 12, "tokens_before": before, "tokens_after": after, "layers": layers,
+        "last_layer_shape": layers[-1], "description": "[images, heads, tokens that look, tokens that are looked at]",
     }  # fmt: skip
     for weights in saved["attention_weights"]:
         assert weights.dtype == torch.float16

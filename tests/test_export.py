@@ -88,6 +88,24 @@ def test_onnx_runtime_gives_the_features_of_the_pruned_model(library: str, strat
             torch.testing.assert_close(run(images[:count]), expected[:count], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "fields"),
+    [
+        ("anchor", {**SMALL["anchor"], "score_input": "raw"}),
+        ("evit", {**SMALL["evit"], "fusion": "sum"}),
+        ("pitome", {"ratio": 0.8, "metric": "tokens", "prop_attn": "on"}),
+        ("tome", {"r": (5, 0, 3), "prop_attn": "off"}),
+    ],
+)
+def test_onnx_runtime_gives_them_with_fields_that_change_what_is_computed(
+    strategy: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    model = make_visual()
+    images, expected = pruned_features(model, strategy, 3, **fields)
+    quick(model, strategy, tmp_path / "tower.onnx", **fields)
+    torch.testing.assert_close(runner(tmp_path / "tower.onnx", "onnx")(images), expected, rtol=2e-4, atol=2e-4)
+
+
 def check_graph(graph: Any) -> None:
     """Nothing that runtimes refuse or do otherwise (docs/deploying.md), and a batch of any size."""
     assert not {node.op_type for node in graph.node} & {"Resize", "Loop", "If", "Scan", "NonZero"}

@@ -30,6 +30,9 @@ prunings = st.none() | st.sampled_from(
         make_strategy("coarse", keep_patches=(66,), grid_share=0.25),
         make_strategy("random", prune_layers=(2, 4), keep_ratio=(0.5, 0.25), draw_seed=7),
         make_strategy("tome", r=13),
+        make_strategy("tome", r=(16, 8, 0), prop_attn="off"),
+        make_strategy("tome", r=8, r_inflect=-1),
+        make_strategy("pitome", ratio=(0.9, 0.5), margin=0.9),
     ]
 )
 requests = st.builds(

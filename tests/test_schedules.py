@@ -138,11 +138,64 @@ def test_block_1_may_select_after_its_attention_but_not_at_its_input() -> None:
 
 @pytest.mark.parametrize("strategy", MERGING)
 def test_merging_takes_r_in_every_block_and_half_of_the_patches_at_most(strategy: str) -> None:
+    assert schedule(strategy) == schedule(strategy, r=8)
     assert schedule(strategy, r=8) == {block: 196 - 8 * block for block in range(1, 13)}
     assert schedule(strategy, patches=49, blocks=4, r=30) == {1: 25, 2: 13, 3: 7, 4: 4}
     assert schedule(strategy, blocks=3, r=0) == {1: 196, 2: 196, 3: 196}
-    assert [budget.r for budget in make_strategy(strategy).budgets(9, 12)] == [0, 1, 2, 3, 4]
-    for wrong, says in ((-1, "r=-1: must be 0"), (1.5, "r=1.5: must be a whole number")):
-        with pytest.raises(UserError) as error:
-            make_strategy(strategy, r=wrong)
-        assert str(error.value).startswith(says)
+    assert [budget.r for budget in make_strategy(strategy).budgets(9, 12)] == [(0,), (1,), (2,), (3,), (4,)]
+
+
+@pytest.mark.parametrize("strategy", MERGING)
+def test_several_r_are_one_for_each_block_and_none_after_the_last(strategy: str) -> None:
+    assert schedule(strategy, blocks=4, r=(16, 0, 4)) == {1: 180, 2: 180, 3: 176, 4: 176}
+    assert schedule(strategy, patches=9, blocks=2, r=(9, 1)) == {1: 5, 2: 4}
+    with pytest.raises(UserError, match=r"r=\(1, 2, 3\): gives 3 blocks a number; this tower has 2"):
+        schedule(strategy, blocks=2, r=(1, 2, 3))
+
+
+@pytest.mark.parametrize("strategy", MERGING)
+def test_an_inflected_r_is_what_tomes_own_code_makes_of_it(strategy: str) -> None:
+    # What `parse_r(12, (r, inflect))` of facebookresearch/ToMe gives.
+    for r, inflect, amounts in [
+        (8, -1, [16, 14, 13, 11, 10, 8, 7, 5, 4, 2, 1, 0]),
+        (8, 1, [0, 1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16]),
+        (13, 0.5, [6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 20]),
+    ]:
+        assert list(make_strategy(strategy, r=r, r_inflect=inflect).amounts(12)) == amounts
+    assert schedule(strategy, r=8, r_inflect=-1)[12] == 196 - 91
+    assert list(make_strategy(strategy, r=3, r_inflect=-1).amounts(1)) == [6]
+
+
+def test_a_ratio_is_the_share_of_a_blocks_patches_that_go_on_from_it() -> None:
+    assert schedule("pitome", blocks=3, ratio=0.9) == {1: 196 - 19, 2: 177 - 17, 3: 160 - 16}  # rounded down
+    assert schedule("pitome", blocks=3, ratio=(0.5, 1.0)) == {1: 98, 2: 98, 3: 98}
+    assert schedule("pitome", patches=9, blocks=4, ratio=0.5) == {1: 5, 2: 3, 3: 2, 4: 1}
+    assert [budget.ratio for budget in make_strategy("pitome", ratio=0.9).budgets(9, 12)] == [()] * 5
+    with pytest.raises(UserError, match=r"ratio=\(0\.9, 0\.9\): gives 2 blocks a number; this tower has 1"):
+        schedule("pitome", blocks=1, ratio=(0.9, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fields", "says"),
+    [
+        *((name, {"r": -1}, "r=-1: must be 0") for name in MERGING),
+        *((name, {"r": (2, -1)}, "r=(2, -1): must be 0") for name in MERGING),
+        *((name, {"r": 1.5}, "r=1.5: must be a whole number") for name in MERGING),
+        *((name, {"r_inflect": 1.5}, "r_inflect=1.5: must lie between -1") for name in MERGING),
+        *((name, {"r_inflect": float("nan")}, "r_inflect=nan: must lie between -1") for name in MERGING),
+        *((name, {"r": (2, 1), "r_inflect": 1}, "r_inflect=1.0: give one r with it") for name in MERGING),
+        *((name, {"prop_attn": "no"}, "prop_attn='no': choose one of on, off") for name in MERGING),
+        ("tome", {"r": ()}, "r=(): give at least one number"),
+        ("pitome", {"ratio": 0.4}, "ratio=0.4: must lie between 0.5"),
+        ("pitome", {"ratio": (0.9, 1.1)}, "ratio=(0.9, 1.1): must lie between 0.5"),
+        ("pitome", {"ratio": 0.9, "r": 8}, "ratio=0.9: give it or r, not both"),
+        ("pitome", {"ratio": 0.9, "r_inflect": -1}, "ratio=0.9: give it or r, not both"),
+        ("pitome", {"margin": 1.5}, "margin=1.5: must lie between -1 and 1"),
+        ("pitome", {"unprotected_share": float("nan")}, "unprotected_share=nan: must lie between 0 and 1"),
+    ],
+)
+def test_a_merging_that_cannot_be_is_refused_in_one_line(strategy: str, fields: dict, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_strategy(strategy, **fields)
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)

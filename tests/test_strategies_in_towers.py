@@ -152,13 +152,10 @@ def test_merging_copies_changes_nothing(strategy: str, distinct: int, layers: in
     # Each block merges half of the patches, all of them copies; attention counts them as if they were still there.
     visual, image = of_copies(distinct, layers)
     dense = visual(image)
-    with anchorprune.prune(visual, strategy, r=8) as pruning:
+    with anchorprune.prune(visual, strategy, r=8, prop_attn="on") as pruning:
         torch.testing.assert_close(visual(image), dense, rtol=1e-4, atol=1e-4)
     assert pruning.tokens_after == 1 + 16 // 2**layers
-    with (
-        patch.object(registry()[strategy], "size_weight", 0.0),
-        anchorprune.prune(visual, strategy, r=8),
-    ):
+    with anchorprune.prune(visual, strategy, r=8, prop_attn="off"):
         assert not torch.allclose(visual(image), dense, rtol=1e-2, atol=1e-2)
 
 
@@ -181,18 +178,30 @@ def additive(mask: Tensor, kind: str) -> Tensor:
     return mask.float()
 
 
+# With what changes how tokens come together, and how attention counts them.
+WITH_FIELDS: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, SMALL[name]) for name in INSIDE},
+    "tome, each token once": ("tome", {"r": 3, "prop_attn": "off"}),
+    "tome, r from a list": ("tome", {"r": (5, 0, 3)}),
+    "pitome, each as often as it is merged": ("pitome", {"r": 3, "prop_attn": "on"}),
+    "pitome, by ratio": ("pitome", {"ratio": 0.8}),
+    "evit, summed": ("evit", {**SMALL["evit"], "fusion": "sum"}),
+}
+
+
 @pytest.mark.parametrize("positional", [False, True], ids=["keyword", "positional"])
 @pytest.mark.parametrize("case", CASES)
-@every_inside_strategy
+@pytest.mark.parametrize("way", WITH_FIELDS)
 @torch.no_grad()
-def test_a_mask_stays_with_its_tokens_inside_blocks(strategy: str, case: str, positional: bool) -> None:
+def test_a_mask_stays_with_its_tokens_inside_blocks(way: str, case: str, positional: bool) -> None:
     kind, mask = CASES[case]
     visual = make_visual(block_type="custom" if kind == "custom" else "default")
     if kind == "tokens first":
         tokens_first(visual)
     tower, x = find_tower(visual), residual(BATCH, TOKENS)
 
-    with anchorprune.prune(visual, strategy, **SMALL[strategy]) as pruning:
+    strategy, fields = WITH_FIELDS[way]
+    with anchorprune.prune(visual, strategy, **fields) as pruning:
         y = x
         for block in tower.blocks:
             if not positional:
@@ -214,7 +223,8 @@ def test_a_mask_stays_with_its_tokens_inside_blocks(strategy: str, case: str, po
                     weights = plan.weights[image].tolist()
                 merged = [sizes[i] + sum(sizes[j] for j, to in own.goes_into.items() if to == i) for i in own.keep]
                 sizes = merged if plan.sizes is None else plan.sizes[image].tolist()
-                now, kept = torch.tensor(naive.merge(now.tolist(), weights, own)), kept[own.keep]
+                now = torch.tensor(naive.merge(now.tolist(), weights, own, plan.averaged))
+                kept = kept[own.keep]
             now = now + block.mlp(block.ln_2(now))
         now = now[: y.shape[1]]  # thin ends with the prefix alone
         torch.testing.assert_close(y[image], now, rtol=1e-3, atol=1e-3)

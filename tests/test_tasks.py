@@ -206,6 +206,16 @@ def test_files_that_have_changed_are_said(world: World) -> None:
     assert again.out[0].startswith("The files that the request names are not what they were")
 
 
+def test_a_strategy_that_has_got_more_fields_since_is_said(world: World) -> None:
+    flags = ["--no_amp", "--enable_pruning", "--k_anchors", "2", "--top_m", "3", "--output", "r.json"]
+    result = evaluated(*world.model, *world.three, *flags)
+    del result["request"]["pruning"]["score_input"]
+    Path("r.json").write_text(json.dumps({**result, "config_hash": "0" * 16}))
+    again = command("rerun", "r.json", "--quiet")
+    assert again.out[0].startswith("The strategy has other fields than it had when this was measured (hash 0000")
+    assert again.code == 0
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -33,6 +33,9 @@ class Tokens:
         has_cls: whether token 0 is a CLS token.
         pool_query_key: gives the queries `[B, H, M, d]` of the tower's attention-pooling head and its keys of the
             patches `[B, H, n, d]`; None where no head has a query.
+        raw_query_key: gives what `query_key` gives, of x as it is, without the block's first LayerNorm; None where the
+            tower cannot, and after the block's attention.
+        num_blocks: L, the tower's blocks.
     """
 
     x: Tensor
@@ -42,6 +45,13 @@ class Tokens:
     depth: float = 1.0
     has_cls: bool = True
     pool_query_key: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
+    raw_query_key: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
+    num_blocks: int = 1
+
+    @property
+    def block(self) -> int:
+        """ℓ, the block's number, counted from 1."""
+        return round(self.depth * self.num_blocks)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class TokenPlan:
             A token that is neither kept nor merged is dropped.
         into: LongTensor `[B, M]`, the kept token that each of them goes into, as an index into the N tokens.
         weights: `[B, N]`, what each token weighs in the average of those that come together; None: its size.
+        averaged: whether those that come together are averaged; otherwise they are summed, each times its weight.
         sizes: `[B, K]`, how many of the image's own tokens each kept one stands for from here on; None: what is
             merged in it.
     """
@@ -65,6 +76,7 @@ class TokenPlan:
     into: Tensor | None = None
     weights: Tensor | None = None
     sizes: Tensor | None = None
+    averaged: bool = True
 
 
 def head_attention(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -195,7 +207,8 @@ def positions(keep: Tensor, num_tokens: int) -> Tensor:
 def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tensor, Tensor | None]:
     """The tokens that go on and their sizes: the kept ones, each averaged with what the plan merges into it.
 
-    The average is weighted by `plan.weights`, or by the sizes: then Σ size · x over all tokens stays what it was.
+    The average is weighted by `plan.weights`, or by the sizes: then Σ size · x over all tokens stays what it was. Where
+    the plan says so it is a sum with these weights instead, of each kept token, whether anything goes into it or not.
 
     Args:
         x: `[B, N, D]`.
@@ -219,7 +232,8 @@ def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tens
     kept = at_least_float32(gather_tokens(x, plan.keep)) * weights.gather(1, plan.keep).unsqueeze(-1)
     added = at_least_float32(gather_tokens(x, plan.merged)) * weights.gather(1, plan.merged).unsqueeze(-1)
     total = _add_into(kept, into, added)
-    return (total / summed(weights).unsqueeze(-1)).to(x.dtype), summed(sizes)
+    mean = total / summed(weights).unsqueeze(-1) if plan.averaged else total
+    return mean.to(x.dtype), summed(sizes)
 
 
 def _add_into(kept: Tensor, into: Tensor, added: Tensor) -> Tensor:

@@ -96,30 +96,37 @@ def coarse(q: Tensor, k: Tensor, prefix: int, count: int, depth: float) -> Plan:
 
 
 def pitome_energy(keys: dict[int, Vector], margin: float) -> dict[int, float]:
-    """Tran et al. 2024, equation 4, α = 1: high for a patch in a large cluster."""
+    """Tran et al. 2024, equation 4, α = 1, continuous at the margin: high for a patch in a large cluster."""
     energy = {}
     for i in keys:
         felt = 0.0
         for j in keys:
             if j != i:
                 similar = naive.cosine(keys[i], keys[j])
-                felt += similar if rounded(similar) >= rounded(margin) else math.exp(similar - margin) - 1
+                felt += similar - margin if similar > margin else math.exp(similar - margin) - 1
         energy[i] = felt / len(keys)
     return energy
 
 
-def pitome(k: Tensor, prefix: int, count: int, depth: float) -> Plan:
-    """Tran et al. 2024: the 2r patches of highest energy in two alternating sets, one merged into the other."""
-    keys = key_means(k, prefix)
-    energy = pitome_energy(keys, 0.9 - 0.9 * depth)
-    r = len(keys) - count
-    mergeable = naive.best(energy, 2 * r)
-    hosts, merged = mergeable[::2], mergeable[1::2]
-    into = {}
-    for i in merged:
-        similar = [rounded(naive.cosine(keys[i], keys[j])) for j in hosts]
+def pitome(
+    rows: dict[int, Vector], tokens: int, count: int, block: int, blocks: int, margin: float, unprotected: float
+) -> Plan:
+    """Tran et al. 2024: by falling energy in two alternating sets, the first one's merged into the second's.
+
+    Of the 2r patches of highest energy each of the first set goes; where nobody is protected, the r closest of all.
+    """
+    r = len(rows) - count
+    ranked = naive.best(pitome_energy(rows, margin - margin * (block - 1) / blocks), len(rows))
+    if block > math.ceil(unprotected * blocks):
+        ranked = ranked[: 2 * r]
+    first, hosts = ranked[::2], ranked[1::2]
+    into, weight = {}, {}
+    for rank, i in enumerate(first):
+        similar = [rounded(naive.cosine(rows[i], rows[j])) for j in hosts]
         into[i] = hosts[similar.index(max(similar))]  # among equals the one of higher energy
-    return Plan([i for i in range(k.shape[1]) if i not in merged], into)
+        weight[i] = (-max(similar), rank)
+    merged = sorted(first, key=lambda i: weight[i])[:r]
+    return Plan([i for i in range(tokens) if i not in merged], {i: into[i] for i in merged})
 
 
 def cosine_distances(rows: list[Vector]) -> list[Vector]:
@@ -146,11 +153,11 @@ def best_spread(distance: list[Vector], count: int) -> float:
     return max(spread(distance, chosen) for chosen in itertools.combinations(range(len(distance)), count))
 
 
-def merge(rows: list[Vector], weights: Vector, plan: Plan) -> list[Vector]:
-    """The tokens that go on, each the weighted mean of itself and of what is merged into it."""
+def merge(rows: list[Vector], weights: Vector, plan: Plan, averaged: bool = True) -> list[Vector]:
+    """The tokens that go on, each the weighted mean, or sum, of itself and of what is merged into it."""
     out = []
     for host in plan.keep:
         members = [host, *(i for i, into in plan.goes_into.items() if into == host)]
-        total = sum(weights[i] for i in members)
+        total = sum(weights[i] for i in members) if averaged else 1.0
         out.append([sum(weights[i] * rows[i][c] for i in members) / total for c in range(len(rows[0]))])
     return out

@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         after.save(args.output)
     if (now := request.hash()) != before["config_hash"]:
-        print(f"The files that the request names are not what they were (hash {before['config_hash']}, now {now}).")
+        what = "The files that the request names are not what they were"
+        if before["request"]["pruning"] != (request.pruning and request.pruning.as_dict()):
+            what = "The strategy has other fields than it had when this was measured"
+        print(f"{what} (hash {before['config_hash']}, now {now}).")
     differ = list(_differences(before["metrics"], after.to_dict()["metrics"]))
     for line in differ:
         print(line)

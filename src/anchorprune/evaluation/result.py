@@ -56,6 +56,8 @@ class Attention:
                 "tokens_before": self.tokens_before,
                 "tokens_after": self.kept.shape[1],
                 "layers": [list(weights.shape) for weights in self.weights],
+                "last_layer_shape": list(self.weights[-1].shape),
+                "description": "[images, heads, tokens that look, tokens that are looked at]",
             },
         }
 

@@ -172,15 +172,22 @@ class Hooks:
         record.counts = self.strategy.schedule(n - self.tower.num_prefix_tokens, len(self.tower.blocks))
         return record
 
-    def _plan(self, number: int, x: Tensor, query_key: Callable[[], tuple[Tensor, Tensor]]) -> TokenPlan | None:
+    def _plan(
+        self,
+        number: int,
+        x: Tensor,
+        query_key: Callable[[], tuple[Tensor, Tensor]],
+        raw: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None,
+    ) -> TokenPlan | None:
         """The strategy's plan for the tokens x `[B, N, D]` in this block; None where it drops nothing there."""
         tower, record = self.tower, self.passes.current
         prefix, n = tower.num_prefix_tokens, x.shape[1]
         plan = None
         if (count := record.counts.get(number, n)) < n - prefix:
-            depth = number / len(tower.blocks)
+            blocks = len(tower.blocks)
             pool = partial(_pool_query_key, tower, x, prefix)
-            tokens = Tokens(x, prefix, query_key, record.sizes.get(number), depth, tower.has_cls, pool)
+            sizes = record.sizes.get(number)
+            tokens = Tokens(x, prefix, query_key, sizes, number / blocks, tower.has_cls, pool, raw, blocks)
             with (
                 nullcontext() if exporting() else torch.no_grad()
             ):  # which tokens go on is a choice; gradients flow through the tokens themselves
@@ -231,7 +238,10 @@ class Hooks:
                     asked.append(tower.query_key(block, x, tower.cut(block, args, kwargs, entering)[1]))
                 return asked[0]
 
-            plan, sizes = self._plan(number, x, query_key), self.passes.current.sizes
+            def raw() -> tuple[Tensor, Tensor] | None:
+                return tower.raw_query_key(block, x, tower.cut(block, args, kwargs, entering)[1])
+
+            plan, sizes = self._plan(number, x, query_key, raw), self.passes.current.sizes
             if plan is not None:
                 x, sizes[number] = merge_tokens(x, sizes.get(number), plan)
                 args = (tower.tokens(x), *args[1:])

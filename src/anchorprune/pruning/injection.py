@@ -90,10 +90,13 @@ def apply_pruning_to_model(
     selection: str = "per_image",
     score_norm: str = "none",
     importance: str = "to_anchors",
+    score_input: str = "normed",
+    verbose: bool = False,
 ) -> Pruning:
     """`prune(model, "anchor", …)` under the description's name.
 
-    With `enable_pruning=False` the model is left alone and the handle's `restore()` does nothing.
+    With `enable_pruning=False` the model is left alone and the handle's `restore()` does nothing. `verbose` prints one
+    line: what is pruned from now on, and how many tokens go on from which block.
     """
     strategy = make_strategy(
         "anchor",
@@ -104,8 +107,22 @@ def apply_pruning_to_model(
         selection=selection,
         score_norm=score_norm,
         importance=importance,
+        score_input=score_input,
     )
-    return Pruning(find_tower(model) if enable_pruning else None, strategy)
+    tower = find_tower(model) if enable_pruning else None
+    pruning = Pruning(tower, strategy)
+    if verbose:
+        print(_said(tower, strategy))
+    return pruning
+
+
+def _said(tower: Tower | None, strategy: Strategy) -> str:
+    """What `verbose` prints."""
+    if tower is None:
+        return "anchorprune: pruning is off"
+    [(layer, patches)] = strategy.schedule(tower.num_patches, len(tower.blocks)).items()
+    kept = f"{tower.num_prefix_tokens + patches} of {tower.num_tokens} tokens from block {layer} on"
+    return f"anchorprune: {type(tower.module).__name__} with {len(tower.blocks)} blocks keeps {kept} ({strategy})"
 
 
 class Pruning:

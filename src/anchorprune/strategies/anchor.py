@@ -51,6 +51,12 @@ class Anchor(Strategy):
         ["to_anchors", "from_anchors"],
     )
     cls_substitute: str = cls_substitute_option()
+    score_input: str = option(
+        "normed",
+        "what the block's queries and keys are taken of: normed, its own LayerNorm of its input; raw, the input "
+        "itself, only to reproduce the original",
+        ["normed", "raw"],
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +85,10 @@ class Anchor(Strategy):
         return dataclasses.replace(self, k_anchors=max(1, keep // 6), top_m=keep - max(1, keep // 6))
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
+        if self.score_input == "raw":
+            if (raw := tokens.raw_query_key()) is None:
+                raise FieldError("score_input", "raw", "this tower projects LayerNorm's output alone; use normed")
+            tokens = dataclasses.replace(tokens, query_key=lambda: raw)
         x, (q, k), received = tokens.x, tokens.query_key(), attention_received(tokens, self.cls_substitute)
         if self.selection == "first_image":
             x, q, k, received = x[:1], q[:1], k[:1], received[:1]

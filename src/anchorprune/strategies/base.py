@@ -156,22 +156,22 @@ class StepwiseStrategy(Strategy):
             raise FieldError("prune_layers", (), "give at least one block")
         if min(self.prune_layers, default=first) < first:
             reason = ": block 1 always sees every token" if first == 2 else ""
-            raise FieldError("prune_layers", _shown(self.prune_layers), f"must be {first} or more{reason}")
+            raise FieldError("prune_layers", shown(self.prune_layers), f"must be {first} or more{reason}")
         if list(self.prune_layers) != sorted(set(self.prune_layers)):
-            raise FieldError("prune_layers", _shown(self.prune_layers), "must ascend")
+            raise FieldError("prune_layers", shown(self.prune_layers), "must ascend")
         if self.keep_patches and self.keep_ratio:
-            raise FieldError("keep_ratio", _shown(self.keep_ratio), "give it or keep_patches, not both")
+            raise FieldError("keep_ratio", shown(self.keep_ratio), "give it or keep_patches, not both")
         for name, low, high in (("keep_patches", 1, None), ("keep_ratio", 0, 1)):
             given = getattr(self, name)
             if len(given) > 1 and len(given) != len(self.prune_layers):
                 fix = f"give one number, or one for each of {len(self.prune_layers)} prune_layers"
-                raise FieldError(name, _shown(given), fix)
+                raise FieldError(name, shown(given), fix)
             for value in given:
                 if not (value >= low and (high is None or 0 < value <= high)):
                     fix = "must be 1 or more" if high is None else "must be above 0 and at most 1"
-                    raise FieldError(name, _shown(given), fix)
+                    raise FieldError(name, shown(given), fix)
             if list(given) != sorted(given, reverse=True):
-                raise FieldError(name, _shown(given), "must not rise: a dropped token does not come back")
+                raise FieldError(name, shown(given), "must not rise: a dropped token does not come back")
 
     def layers(self, num_blocks: int) -> tuple[int, ...]:
         """The blocks that it acts in."""
@@ -202,5 +202,6 @@ def falling(start: int, end: int, layers: Sequence[int]) -> dict[int, int]:
     return dict(zip(layers, counts, strict=True))
 
 
-def _shown(values: tuple[Any, ...]) -> Any:
+def shown(values: tuple[Any, ...]) -> Any:
+    """A field's values as they were typed: one alone, or all."""
     return values[0] if len(values) == 1 else values

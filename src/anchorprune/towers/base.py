@@ -204,6 +204,12 @@ class Tower(ABC):
             call: the keywords that the block is called with, cut to these tokens (`cut`).
         """
 
+    def raw_query_key(
+        self, block: nn.Module, x: Float[Tensor, "B N D"], call: Call = NO_CALL
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]] | None:
+        """As `query_key`, of x as it is, without the block's first LayerNorm; None where the tower cannot."""
+        return None
+
     @abstractmethod
     def attention_half(
         self,

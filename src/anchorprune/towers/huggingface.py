@@ -139,7 +139,12 @@ class HuggingFaceTower(Tower):
     def query_key(
         self, block: Any, x: Float[Tensor, "B N D"], call: Call = NO_CALL
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
-        attention, x = _attention(block), _norm(block, 1)(x)
+        return self.raw_query_key(block, _norm(block, 1)(x))
+
+    def raw_query_key(
+        self, block: Any, x: Float[Tensor, "B N D"], call: Call = NO_CALL
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
+        attention = _attention(block)
         return self._heads(block, attention.q_proj(x)), self._heads(block, attention.k_proj(x))
 
     def attention_half(

@@ -120,6 +120,12 @@ class OpenClipTower(Tower):
     def query_key(
         self, block: Any, x: Float[Tensor, "B N D"], call: Call = NO_CALL
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
+        q, k = self._project(block, block.ln_1(x), 2)
+        return q, k
+
+    def raw_query_key(
+        self, block: Any, x: Float[Tensor, "B N D"], call: Call = NO_CALL
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
         q, k = self._project(block, x, 2)
         return q, k
 
@@ -131,7 +137,7 @@ class OpenClipTower(Tower):
         call: Call = NO_CALL,
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
         attention = block.attn
-        q, k, v = self._project(block, x, 3)
+        q, k, v = self._project(block, block.ln_1(x), 3)
         plain = isinstance(attention, nn.MultiheadAttention)
         dropout = (attention.dropout if plain else attention.attn_drop.p) if attention.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
@@ -149,16 +155,16 @@ class OpenClipTower(Tower):
     def mlp_half(self, block: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return x + getattr(block, "ls_2", _same)(block.mlp(block.ln_2(x)))
 
-    def _project(self, block: Any, x: Float[Tensor, "B N D"], parts: int) -> list[Float[Tensor, "B H N d"]]:
-        """Queries and keys, and for three parts values, of the block's input, each `[B, H, N, d]`."""
+    def _project(self, block: Any, normed: Float[Tensor, "B N D"], parts: int) -> list[Float[Tensor, "B H N d"]]:
+        """Queries and keys, and for three parts values, each `[B, H, N, d]`."""
         attention = block.attn
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         if parts < 3:  # otherwise whole: autocast keeps what it has cast of a parameter, not of a part of one
-            rows = parts * x.shape[-1]
+            rows = parts * normed.shape[-1]
             weight, bias = weight[:rows], None if bias is None else bias[:rows]
-        projected = F.linear(block.ln_1(x), weight, bias)
+        projected = F.linear(normed, weight, bias)
         heads = attention.num_heads
-        q, k, *v = projected.unflatten(-1, (parts, heads, x.shape[-1] // heads)).permute(2, 0, 3, 1, 4)
+        q, k, *v = projected.unflatten(-1, (parts, heads, normed.shape[-1] // heads)).permute(2, 0, 3, 1, 4)
         if hasattr(attention, "ln_q"):
             q, k = attention.ln_q(q), attention.ln_k(k)
         return [q, k, *v]

@@ -193,6 +193,12 @@ class TimmTower(Tower):
         q, k, _ = self._project(block, self._before(block, 1, x), call)
         return q, k
 
+    def raw_query_key(
+        self, block: Any, x: Float[Tensor, "B N D"], call: Call = NO_CALL
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
+        q, k, _ = self._project(block, x, call)
+        return q, k
+
     def attention_half(
         self,
         block: Any,
