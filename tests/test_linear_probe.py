@@ -209,6 +209,15 @@ def test_too_few_shots_are_one_line_that_names_the_class_before_anything_is_enco
     assert not list(Path().iterdir())
 
 
+def test_a_training_that_diverges_is_one_line(flags: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    diverged = torch.full((6, 16), torch.nan), torch.zeros(6)
+    monkeypatch.setattr("anchorprune.tasks.linear_probe.train_probe", lambda *_, **__: diverged)
+    for validation in ([], ["--val_split", "val"]):
+        outcome = command("eval", *flags, "--fewshot_lr", 5, *validation)
+        assert outcome.code == 2
+        assert outcome.err == ["anchorprune: error: --fewshot_lr 5.0: the training diverges; lower it"]
+
+
 def test_normalize_false_means_false(flags: list[Any]) -> None:
     true, false = (evaluated(*flags, "--normalize", word)["metrics"] for word in ("True", "False"))
     assert (true["normalized"], false["normalized"]) == (True, False)
@@ -514,6 +523,7 @@ def test_data_and_models_of_ones_own_are_probed_from_python(world: World) -> Non
         ({"fewshot_k": 0}, "fewshot_k=0: must be 1 or more, or -1"),
         ({"fewshot_epochs": 0}, "fewshot_epochs=0: must be 1 or more"),
         ({"fewshot_lr": float("nan")}, "fewshot_lr=nan: must be a number above 0"),
+        ({"fewshot_lr": 1e38}, "fewshot_lr=1e.38: must be a number above 0 and below 1e37"),
         ({"normalize": "False"}, "normalize='False': must be True or False"),
     ],
 )

@@ -9,6 +9,7 @@ import os
 import warnings
 from typing import Any
 
+from anchorprune import tasks
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import DEFAULT_OUTPUT, add_strategy_flags, given_fields, say
 from anchorprune.commands._requests import Run, plan_runs
@@ -132,6 +133,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: something in the input is wrong. What can be known before the work starts is raised before it.
     """
     runs = _pruned(args, plan_runs(args))
+    _warn_of_idle_task_flags(args, runs)
 
     # Only now: everything above answers at once, this takes seconds to import.
     from anchorprune.evaluation.engine import evaluate
@@ -224,6 +226,22 @@ def _strategy(args: argparse.Namespace) -> Strategy | None:
         has = "has" if len(idle) == 1 else "have"
         warnings.warn(f"without --enable_pruning, {', '.join(idle)} {has} no effect", stacklevel=2)
     return None
+
+
+def _warn_of_idle_task_flags(args: argparse.Namespace, runs: list[Run]) -> None:
+    """Say which settings of tasks were given that no run's task has."""
+    used = {field.name for run in runs for field in dataclasses.fields(run.request.task)}
+    others = {field.name: field.default for task in tasks.registry().values() for field in dataclasses.fields(task)}
+
+    def several(value: Any) -> tuple[Any, ...]:
+        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+    left = {name: default for name, default in others.items() if name not in used and hasattr(args, name)}
+    idle = [f"--{name}" for name, default in left.items() if several(getattr(args, name)) != several(default)]
+    if idle and runs:
+        names = ", ".join(dict.fromkeys(run.request.task.name for run in runs))
+        has = "has" if len(idle) == 1 else "have"
+        warnings.warn(f"with --task {names}, {', '.join(idle)} {has} no effect", stacklevel=2)
 
 
 def _is_done(args: argparse.Namespace, run: Run) -> bool:

@@ -64,6 +64,23 @@ class ZooItems:
         return image, int(target) if self.kind == "classes" else [str(text) for text in target]
 
 
+class _Dummy:
+    """Upstream's `dummy`, one image of zeros; its own has 224 px, whatever the model takes."""
+
+    def __init__(self, dataset: Any, transform: Transform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        import torch
+        from PIL import Image
+
+        _, target = self.dataset[index]
+        return torch.zeros_like(self.transform(Image.new("RGB", (224, 224)))), target
+
+
 class Zoo(Source):
     """What clip-benchmark knows, and whatever nobody else claims."""
 
@@ -98,7 +115,7 @@ def open_zoo(spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
     kind = _kind(spec.name)
     return EvalDataset(
         name=spec.name,
-        items=ZooItems(dataset, kind),
+        items=ZooItems(_Dummy(dataset, transform) if spec.name == "dummy" else dataset, kind),
         keys=[str(index) for index in range(len(dataset))],
         classes=class_names(dataset),
         templates=getattr(dataset, "templates", None),

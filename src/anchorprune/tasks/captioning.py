@@ -75,8 +75,8 @@ class Captioning(Task):
             raise UserError("this model writes no captions (it has no generate): give a CoCa, such as coca_ViT-B-32")
         if not getattr(sys.modules[type(model).__module__], "_has_transformers", True):  # open_clip's own mark
             raise UserError(
-                "captioning: open_clip searches captions with parts of transformers that version 5 has no more; "
-                "pip install 'transformers<5'"
+                "captioning: open_clip searches captions with parts of transformers that it finds up to version 4.55; "
+                "pip install 'transformers<4.56'"
             )
         return Prepared(decode, self.spice == "yes", bench.dataset.name)
 

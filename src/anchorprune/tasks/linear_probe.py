@@ -60,8 +60,8 @@ class LinearProbe(Task):
             raise FieldError("fewshot_k", 0, "must be 1 or more, or -1 for all images")
         if self.fewshot_epochs < 1:
             raise FieldError("fewshot_epochs", self.fewshot_epochs, "must be 1 or more")
-        if not 0 < self.fewshot_lr < math.inf:
-            raise FieldError("fewshot_lr", self.fewshot_lr, "must be a number above 0")
+        if not 0 < self.fewshot_lr < 1e37:  # ten times that is no float32, which torch refuses to step by
+            raise FieldError("fewshot_lr", self.fewshot_lr, "must be a number above 0 and below 1e37")
 
     @property
     def primary(self) -> str:
@@ -155,7 +155,10 @@ class Prepared:
         decay: float = 0
         if (held_out := val) is not None:
             decay = best_decay(lambda each: _right(*trained(few, each), held_out))
-        return Probe(self, *trained(final, decay), decay)
+        weight, bias = trained(final, decay)
+        if not _finite(weight, bias):
+            raise FieldError("fewshot_lr", task.fewshot_lr, "the training diverges; lower it")
+        return Probe(self, weight, bias, decay)
 
     def parts(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Which rows of the encoded samples, the `indices` of the train split, are trained on, and validated on.
@@ -254,16 +257,14 @@ def train_probe(
 ) -> tuple[Tensor, Tensor]:
     """Weight `[classes, D]` and bias `[classes]` of a linear classifier, trained by AdamW with cross-entropy.
 
-    The learning rate falls from `lr` to 0 by a cosine, step by step. Always in float32.
+    The learning rate falls from `lr` to 0 by a cosine, step by step. Always in float32. They are not finite where the
+    training diverges: AdamW multiplies weights by 1 - lr * weight_decay, at 0.1 * 100 by -9 in each of the first steps.
 
     Args:
         features: `[n, D]`, float32.
         targets: `[n]`, below `classes`.
         seed: of the first weights and of the order in every epoch.
         progress: a bar.
-
-    Raises:
-        UserError: the training diverges.
     """
     import numpy as np
     import torch
@@ -295,8 +296,6 @@ def train_probe(
                 step += 1
                 bar.update()
     weight, bias = (parameter.detach() for parameter in parameters)
-    if not (weight.isfinite().all() and bias.isfinite().all()):
-        raise FieldError("fewshot_lr", lr, "the training diverges; lower it")
     return weight, bias
 
 
@@ -367,9 +366,15 @@ def _logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
 
 
 def _right(weight: Tensor, bias: Tensor, samples: Samples) -> int:
-    """How many samples the probe recognises."""
+    """How many samples the probe recognises; none where its training has diverged."""
+    if not _finite(weight, bias):
+        return 0
     best = [_logits(weight, bias, part).argmax(dim=1) for part in samples.features.split(4096)]
     return sum(int((a == b).sum()) for a, b in zip(best, samples.targets.split(4096), strict=True))
+
+
+def _finite(weight: Tensor, bias: Tensor) -> bool:
+    return bool(weight.isfinite().all() and bias.isfinite().all())
 
 
 def _draw(generator: torch.Generator) -> int:
