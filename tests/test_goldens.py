@@ -23,7 +23,7 @@ RUNS = {
     "autocast": [],
 }
 COMMANDS = (
-    *("", "eval", "build", "compare", "rerun", "sweep", "tune", "speed", "export"),
+    *("", "eval", "build", "compare", "rerun", "sweep", "tune", "encode", "speed", "export"),
     *("datasets", "export-wds", "strategies", "demo"),
 )
 PHOTOS = 24  # of the demo; all of them take a minute

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anchorprune.datasets.own import OwnDataset
+    from anchorprune.embeddings.request import EncodeRequest
+    from anchorprune.embeddings.run import encode
     from anchorprune.errors import UserError
     from anchorprune.evaluation.engine import evaluate, merge
     from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
@@ -51,6 +53,7 @@ _HOME = {
     "Coarse": "anchorprune.strategies.coarse",
     "Compute": "anchorprune.evaluation.request",
     "DataSpec": "anchorprune.evaluation.request",
+    "EncodeRequest": "anchorprune.embeddings.request",
     "Evit": "anchorprune.strategies.evit",
     "LinearProbe": "anchorprune.tasks.linear_probe",
     "LoadedModel": "anchorprune.models.base",
@@ -74,6 +77,7 @@ _HOME = {
     "ZeroShotClassification": "anchorprune.tasks.zeroshot_classification",
     "apply_pruning_to_model": "anchorprune.pruning.injection",
     "compare": "anchorprune.studies.compare",
+    "encode": "anchorprune.embeddings.run",
     "evaluate": "anchorprune.evaluation.engine",
     "export": "anchorprune.studies.export",
     "get_vision_attention": "anchorprune.pruning.attention",
@@ -93,6 +97,7 @@ __all__ = [
     "Coarse",
     "Compute",
     "DataSpec",
+    "EncodeRequest",
     "Evit",
     "LinearProbe",
     "LoadedModel",
@@ -116,6 +121,7 @@ __all__ = [
     "__version__",
     "apply_pruning_to_model",
     "compare",
+    "encode",
     "evaluate",
     "export",
     "get_vision_attention",

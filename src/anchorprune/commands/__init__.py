@@ -29,6 +29,7 @@ ORDER = (
     "rerun",
     "sweep",
     "tune",
+    "encode",
     "speed",
     "export",
     "datasets",

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from anchorprune import tasks
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import PRECISIONS
+from anchorprune.progress import FORMATS, Reporting
 from anchorprune.strategies import Wanted, make_strategy, registry
 
 # clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`_requests.plan_runs`).
@@ -125,6 +126,25 @@ def add_running_flags(parser: argparse._ActionsContainer) -> None:
         help="where the linear probe keeps features for the next run; '' for nowhere (default: %(default)s)",
     )
     add("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
+
+
+def add_progress_flags(parser: argparse._ActionsContainer) -> None:
+    """How one is told how far it is."""
+    parser.add_argument(
+        "--log_every",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="say so often how far it is, where there is no terminal for a bar; 0: never (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--log_format", choices=FORMATS, default="text", help="json: an object a line, on a terminal too"
+    )
+
+
+def reporting(args: argparse.Namespace) -> Reporting:
+    """What `add_progress_flags` and `--quiet` ask for."""
+    return Reporting(log_every=args.log_every, log_format=args.log_format, quiet=not args.verbose)
 
 
 def add_targets(parser: argparse._ActionsContainer) -> None:

@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_source_flags(parser)
     _add_eval_flags(parser)
     flags.add_running_flags(parser)
+    flags.add_progress_flags(parser)
     _add_pruning_flags(parser.add_argument_group("pruning"))
     flags.add_task_flags(parser)
 
@@ -132,6 +133,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: something in the input is wrong. What can be known before the work starts is raised before it.
     """
+    reporting = flags.reporting(args)
     runs = _pruned(args, plan_runs(args))
     _warn_of_idle_task_flags(args, runs)
 
@@ -167,7 +169,7 @@ def run(args: argparse.Namespace) -> None:
             model=loaded,
             keep_scores=args.save_outcomes,
             attention_images=args.attention_images if run.attention_output else 0,
-            progress=args.verbose,
+            progress=reporting,
         )
         _write(args, run, result)
 

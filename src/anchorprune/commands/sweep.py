@@ -26,13 +26,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--out", metavar="DIR", default="anchorprune-sweep", help="folder for the results (%(default)s)")
     flags.add_source_flags(parser)
     flags.add_running_flags(parser)
+    flags.add_progress_flags(parser)
     flags.add_task_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate all ways that the command line asks for, and write the results to `--out`."""
     request = single_request(args)
-    strategies = parse_strategies(args.strategies)
+    strategies, reporting = parse_strategies(args.strategies), flags.reporting(args)
 
     from anchorprune.studies.sweep import Sweep, plan
     from anchorprune.studies.ways import evaluate_ways
@@ -41,6 +42,6 @@ def run(args: argparse.Namespace) -> None:
     with output_folder("out", args.out) as folder:
         for way in ways:
             say(args, f"{way.name} {way.flags}".rstrip())
-        found = Sweep(request, ways, evaluate_ways(request, ways, progress=args.verbose))
+        found = Sweep(request, ways, evaluate_ways(request, ways, progress=reporting))
         files = found.save(folder, shlex.join(["anchorprune", "sweep", *args.argv]))
         say(args, f"\n{found.to_text()}\n\n{len(files)} results, sweep.csv, sweep.png and report.html: {folder}")

@@ -37,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_source_flags(parser)
     flags.add_running_flags(parser)
+    flags.add_progress_flags(parser)
     flags.add_task_flags(parser)
 
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         target_speedup=args.target_speedup,
         strategies=strategies,
         calibration=args.calibration,
-        progress=args.verbose,
+        progress=flags.reporting(args),
         say=partial(say, args),
     )
     print(found.to_text())

@@ -25,12 +25,15 @@ _ORIENTATION = 0x0112  # of EXIF
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # of TIFF
 
 
-def decode(data: bytes, source: str) -> Image:
+def decode(data: bytes, source: str, least: tuple[int, int] | None = None) -> Image:
     """The image in `data`, decoded and in RGB; `source` (a file, or a tar and key) opens the message.
 
     Upright as its EXIF says; 16-bit grey scaled to 8 bits; of several frames the first. Transparency is dropped, as in
     clip-benchmark and torchvision. RGB comes before any resizing, as there: resizing a palette image first would fall
     back to nearest-neighbour, and resizing RGBA first would blend with what alpha hides.
+
+    With `least`, a width and height, a JPEG may come at a half, a quarter or an eighth of its size, whichever is the
+    smallest that is no smaller than that: its decoder then computes no more.
 
     Raises BadImage where Pillow cannot read it, or it is in none of `FORMATS`.
     """
@@ -38,6 +41,8 @@ def decode(data: bytes, source: str) -> Image:
 
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+        if least is not None:
+            image.draft("RGB", least)
         if image.info.get("default_image"):  # of an animated PNG, for viewers that know none
             image.seek(1)
         image.load()

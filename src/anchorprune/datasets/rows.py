@@ -115,6 +115,8 @@ class ParquetTable:
     """Parquet. Of a column that holds images' bytes, only what else is beside them is read in `rows`.
 
     Attributes:
+        types: of the columns, by their names.
+        num_rows: how many rows there are.
         class_names: by column, what Hugging Face's `datasets` wrote down of labels.
     """
 
@@ -123,7 +125,8 @@ class ParquetTable:
         with _parquet(file) as parquet:
             schema = parquet.schema_arrow
             self.columns = list(schema.names)
-            self._types = {name: schema.field(name).type for name in schema.names}
+            self.types = {name: schema.field(name).type for name in schema.names}
+            self.num_rows: int = parquet.metadata.num_rows
             self.class_names = _class_names(schema.metadata or {})
         _check_names(file, self.columns)
 
@@ -134,7 +137,7 @@ class ParquetTable:
         """
         import pyarrow.types as types
 
-        kind = self._types[column]
+        kind = self.types[column]
         if types.is_dictionary(kind):
             kind = kind.value_type
         if types.is_string(kind) or types.is_large_string(kind):
@@ -152,7 +155,7 @@ class ParquetTable:
         """Whether the images' bytes have paths beside them, as Hugging Face's `datasets` writes them."""
         import pyarrow.types as types
 
-        kind = self._types[column]
+        kind = self.types[column]
         return bool(types.is_struct(kind)) and any(field.name == "path" for field in kind)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:

@@ -215,6 +215,20 @@ def _scan(tar: Path, label: str, kind: str) -> Iterator[tuple[str, Span, Any]]:
         ) from err
 
 
+def samples(tar: Path) -> Iterator[tuple[str, dict[str, Span]]]:
+    """(key, extension → where it is) of each sample in an uncompressed tar, in order, whatever it has.
+
+    Raises UserError, naming the tar, where it is damaged or has something twice: after the samples before that.
+    """
+    try:
+        with tar.open("rb") as file:
+            yield from _groups(_members(tar, file), tar)
+    except (tarfile.TarError, OSError, EOFError) as err:
+        raise UserError(
+            f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); export or download it again."
+        ) from err
+
+
 def last_key(tar: Path) -> str:
     """The key of the last sample of a tar. Raises UserError where it is damaged or has none."""
     key = None

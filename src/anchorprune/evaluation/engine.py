@@ -14,7 +14,6 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.base import EvalDataset
@@ -30,6 +29,7 @@ from anchorprune.files import user_cache
 from anchorprune.models import load
 from anchorprune.models.base import LoadedModel
 from anchorprune.models.languages import set_language
+from anchorprune.progress import Reporting, reporting_of
 from anchorprune.pruning.attention import get_vision_attention
 from anchorprune.pruning.copies import sharing_copy
 from anchorprune.pruning.cost import clock, peak_memory_mb, reset_peak_memory
@@ -48,7 +48,7 @@ def evaluate(
     keep_scores: bool = ...,
     attention_images: int = ...,
     indices: Sequence[int] | None = ...,
-    progress: bool = ...,
+    progress: bool | Reporting = ...,
 ) -> Result: ...
 @overload
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     keep_scores: bool = ...,
     attention_images: int = ...,
     indices: Sequence[int] | None = ...,
-    progress: bool = ...,
+    progress: bool | Reporting = ...,
 ) -> list[Result]: ...
 def evaluate(
     requests: Request | Sequence[Request],
@@ -71,7 +71,7 @@ def evaluate(
     keep_scores: bool = False,
     attention_images: int = 0,
     indices: Sequence[int] | None = None,
-    progress: bool = True,
+    progress: bool | Reporting = True,
 ) -> Result | list[Result]:
     """Evaluate one request, or many; requests that differ in pruning alone share one pass over the data.
 
@@ -86,7 +86,7 @@ def evaluate(
         keep_scores: each sample's score too (`Result.outcomes`), where the task has them; memory grows with them.
         attention_images: of how many images the attention is kept (`Result.artifacts["attention"]`).
         indices: samples of the data set to take instead of those that `limit` and `seed` choose.
-        progress: a bar, where standard error is a terminal.
+        progress: a bar, where standard error is a terminal; or how else one wants to be told.
 
     Returns:
         A result for each request, in their order; for a single request its result.
@@ -179,7 +179,7 @@ class _Wanted:
     keep_scores: bool
     attention_images: int
     indices: Sequence[int] | None
-    progress: bool
+    progress: bool | Reporting
 
 
 class _Pass:
@@ -348,12 +348,12 @@ class _Pass:
 
     @property
     def _shows_bars(self) -> bool:
-        return self.wanted.progress and sys.stderr.isatty()
+        return not reporting_of(self.wanted.progress).quiet and sys.stderr.isatty()
 
     def _batches(self, dataset: EvalDataset, indices: Sequence[int], name: str) -> Iterator[Batch]:
-        """Batches with a progress bar on a terminal."""
+        """Batches, telling how far it is."""
         compute = self.base.compute
-        with tqdm(total=len(indices), unit="image", disable=not self._shows_bars, desc=name, smoothing=0.05) as bar:
+        with reporting_of(self.wanted.progress).of(name, len(indices)) as progress:
             for batch in loader(dataset, indices, batch_size=compute.batch_size, num_workers=compute.num_workers):
                 if batch.bad and not self.base.data.skip_bad_images:
                     key, reason = batch.bad[0]
@@ -364,7 +364,7 @@ class _Pass:
                         typed=f"cannot read image {key} ({reason}); --skip_bad_images goes on",
                     )
                 yield batch
-                bar.update(len(batch.targets) + len(batch.bad))
+                progress.update(len(batch.targets) + len(batch.bad))
 
     def _attention(self, encoder: Encoder) -> Attention:
         """The attention of the first `attention_images` images that can be read, in half precision."""

@@ -24,8 +24,10 @@ _IMAGE = ("visual.", "model.vision_model.", "model.visual_projection.")
 
 
 @torch.no_grad()
-def encode_texts(model: Any, tokens: Tensor, device: torch.device, batch_size: int = 256) -> Tensor:
-    """Normalised embeddings `[texts, D]`, float32, of `tokens` `[texts, length]`.
+def encode_texts(
+    model: Any, tokens: Tensor, device: torch.device, batch_size: int = 256, *, normalize: bool = True
+) -> Tensor:
+    """Embeddings `[texts, D]`, float32, of `tokens` `[texts, length]`; of length 1 unless `normalize` is off.
 
     Texts of like length go through the tower together, cut behind the last token that any of them is read at: with a
     causal mask nothing before it looks further. Towers that are not causal get all of it.
@@ -43,7 +45,7 @@ def encode_texts(model: Any, tokens: Tensor, device: torch.device, batch_size: i
             features = model.encode_text(tokens[batch, :longest].to(device))
         # Where a length overflows, normalising would give zeros.
         broken += int((~features.float().norm(dim=-1).isfinite()).sum())
-        encoded.append(F.normalize(features.float(), dim=-1))
+        encoded.append(F.normalize(features.float(), dim=-1) if normalize else features.float())
     if broken:
         raise UserError(
             f"{broken} of {len(tokens)} texts have embeddings that are not finite numbers: the weights of the text "

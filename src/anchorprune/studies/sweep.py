@@ -17,6 +17,7 @@ from anchorprune.evaluation.result import Result
 from anchorprune.evaluation.statistics import bootstrap_difference, mcnemar, wilson
 from anchorprune.files import StrPath, write_text
 from anchorprune.models.base import LoadedModel
+from anchorprune.progress import Reporting
 from anchorprune.pruning.budget import solve
 from anchorprune.report.frontier import Measured
 from anchorprune.strategies import Wanted, registry
@@ -102,7 +103,7 @@ def sweep(
     target_gmacs: Sequence[float] | None = None,
     model: LoadedModel | None = None,
     dataset: Any = None,
-    progress: bool = True,
+    progress: bool | Reporting = True,
 ) -> Sweep:
     """Evaluate many ways of pruning, and the unpruned model, in one pass.
 
@@ -111,7 +112,7 @@ def sweep(
         strategies: names or strategies; None: every strategy there is.
         target_gmacs: solve each strategy's budget for each of these; None: the budgets as they are.
         model, dataset: your own, as in `evaluate`.
-        progress: a bar, where standard error is a terminal.
+        progress: a bar, where standard error is a terminal; or how else one wants to be told.
 
     Raises:
         UserError: something in the input is wrong. What can be known before the work starts is raised before it.

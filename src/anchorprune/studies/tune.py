@@ -16,6 +16,7 @@ from anchorprune.evaluation.preflight import dense_gmacs
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.statistics import Z95
 from anchorprune.models.base import LoadedModel
+from anchorprune.progress import Reporting
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import RECOMMENDED, Wanted, make_strategy
 from anchorprune.strategies.base import Strategy
@@ -116,7 +117,7 @@ def tune(
     calibration: float = 0.5,
     model: LoadedModel | None = None,
     dataset: Any = None,
-    progress: bool = True,
+    progress: bool | Reporting = True,
     say: Callable[[str], object] | None = None,
 ) -> Tuned:
     """The fastest pruning that loses at most `max_drop` points, or the best that is `target_speedup` times as fast.
@@ -129,7 +130,7 @@ def tune(
         strategies: what to search, each at many budgets; None: `searched()`.
         calibration: share of the images to search on, 0 … 1; the expectation is for the rest.
         model, dataset: your own, as in `evaluate`.
-        progress: a bar, where standard error is a terminal.
+        progress: a bar, where standard error is a terminal; or how else one wants to be told.
         say: is told in a line what is going to be searched.
 
     Raises:
