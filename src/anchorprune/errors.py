@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 
 class UserError(ValueError):
@@ -22,6 +24,10 @@ class FieldError(UserError):
         super().__init__(f"{field}={value!r}: {fix}")
         self.field, self.value, self.fix, self.typed = field, value, fix, typed or fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It travels between processes; an exception alone would be made anew of its one sentence."""
+        return partial(FieldError, typed=self.typed), (self.field, self.value, self.fix)
+
     def as_flag(self) -> str:
         """The same sentence for somebody who typed a flag."""
         value = " ".join(map(str, self.value)) if isinstance(self.value, (tuple, list)) else self.value
@@ -32,8 +38,11 @@ class FieldWarning(UserWarning):
     """A warning that names fields; the command line says `typed` instead, which names flags."""
 
     def __init__(self, text: str, typed: str) -> None:
-        super().__init__(text)
+        super().__init__(text, typed)
         self.typed = typed
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

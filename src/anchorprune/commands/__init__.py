@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(error.as_flag())
     except UserError as error:
         return _complain(str(error))
-    except KeyboardInterrupt:
-        print("anchorprune: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"anchorprune: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,6 +17,7 @@ from anchorprune.datasets import dataset_root, default_task, expand_names
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
 from anchorprune.files import lines_of, read_text
+from anchorprune.scale.ranks import launched
 from anchorprune.tasks import make_task, registry
 
 # clip-benchmark's collections, except openclip_all, which is open_clip's own list of pretrained models.
@@ -72,11 +73,14 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
             attention = _fill("--attention_output", args.attention_output or ATTENTION_OUTPUT, names)
         runs.append(Run(request, _fill("--output", _output_template(args), names), attention))
     _check_collisions(args.save_clf, runs)
-    if args.distributed:
-        rank, world_size = _rank()
-        random.Random(args.seed).shuffle(runs)  # so that large models and data sets spread over the ranks
-        runs = runs[rank::world_size]
-    return runs
+    return dealt(runs, *launched()) if args.distributed else runs
+
+
+def dealt(runs: list[Run], rank: int, world: int) -> list[Run]:
+    """One rank's runs: a slice of the list by model, so that a model is loaded by few ranks and by each once."""
+    models = list(dict.fromkeys(run.request.model for run in runs))
+    by_model = sorted(runs, key=lambda run: models.index(run.request.model))
+    return by_model[len(runs) * rank // world : len(runs) * (rank + 1) // world]
 
 
 def single_request(args: argparse.Namespace) -> Request:
@@ -88,6 +92,17 @@ def single_request(args: argparse.Namespace) -> Request:
             "combinations; run it for each"
         )
     return requests[0]
+
+
+def folder_names(requests: Sequence[Request]) -> list[str]:
+    """What the folder of each of a sweep's combinations is called. UserError where two would have one name."""
+    names = ["{model}_{pretrained}_{dataset}_{language}".format(**_output_names(request)) for request in requests]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(
+                f"--out: {count} of these models and data sets would have the folder {name}; sweep them apart"
+            )
+    return names
 
 
 def requests_of(args: argparse.Namespace) -> list[Request]:
@@ -129,15 +144,7 @@ def compute_of(args: argparse.Namespace) -> Compute:
         raise UserError(f"--precision {args.precision}: contradicts --no_amp, which means fp32; give one of them")
     names = ("batch_size", "num_workers", "clf_cache", "feature_root", "skip_load")
     asked = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return Compute(device=_device(args), precision=args.precision or ("amp" if args.amp else "fp32"), **asked)
-
-
-def _device(args: argparse.Namespace) -> str | None:
-    """None for what the machine has, unless several ranks share its accelerators."""
-    device: str | None = args.device
-    if not getattr(args, "distributed", False) or device not in (None, "cuda"):
-        return device
-    return f"cuda:{local_rank()}" if Compute(device=device).device_name() == "cuda" else device
+    return Compute(device=args.device, precision=args.precision or ("amp" if args.amp else "fp32"), **asked)
 
 
 def _task(args: argparse.Namespace, data: DataSpec, place: int, count: int) -> Any:
@@ -246,24 +253,3 @@ def _fill(flag: str, template: str, names: dict[str, str]) -> str:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _from_environment(names: tuple[str, ...], default: int) -> int:
-    name = next((name for name in names if name in os.environ), None)
-    try:
-        return default if name is None else int(os.environ[name])
-    except ValueError as error:
-        raise UserError(f"--distributed: {name}={os.environ[str(name)]} in the environment is no number") from error
-
-
-def _rank() -> tuple[int, int]:
-    """Rank and world size, from the launchers that open_clip and clip-benchmark know."""
-    return (
-        _from_environment(("RANK", "PMI_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"), 0),
-        _from_environment(("WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"), 1),
-    )
-
-
-def local_rank() -> int:
-    """This process's rank on its own machine: which of its accelerators it takes."""
-    return _from_environment(("LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"), 0)

@@ -11,6 +11,7 @@ from typing import Any
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import given_fields, say
 from anchorprune.commands._requests import compute_of
+from anchorprune.commands._scale import add_engine_flags, engine_of
 from anchorprune.embeddings.request import DTYPES, FORMATS, INPUT_FORMATS, EncodeRequest
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import PRECISIONS, ModelSpec
@@ -79,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--shard",
-        default="0/1",
+        default=None,
         metavar="I/N",
         help="only every N-th file from the I-th on, counted from 0: N processes with one --out share the work",
     )
@@ -96,14 +97,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--precision", default=None, choices=PRECISIONS, help="as in eval")
     how.add_argument("--quiet", dest="verbose", action="store_false", help="print nothing but warnings and errors")
     flags.add_progress_flags(how)
+    add_engine_flags(how, keep_going=False)
 
 
 def run(args: argparse.Namespace) -> None:
     """Encode what the command line asks for, and say what came of it."""
-    request, shard = request_of(args), _shard(args.shard)
+    request, shard = request_of(args), _shard(args.shard or "0/1")
     reporting = flags.reporting(args)
-
-    from anchorprune.embeddings.run import encode
+    if args.engine == "ray" and args.shard:
+        raise UserError("--engine ray: shares the work out by itself; leave --shard out")
 
     if request.pruning is not None:
         from anchorprune.evaluation.preflight import solved
@@ -112,7 +114,19 @@ def run(args: argparse.Namespace) -> None:
         if args.target_gmacs is not None:
             say(args, f"{args.target_gmacs:g} GMACs: {pruning.name} {pruning.flags()}".rstrip())
         request = dataclasses.replace(request, pruning=pruning)
-    found = encode(request, args.out, shard=shard, check=args.check, reporting=reporting, say=partial(say, args))
+    with engine_of(args) as engine:
+        if args.engine == "ray":
+            from anchorprune.scale.encoding import encode_on
+            from anchorprune.scale.ray import Cluster
+
+            assert isinstance(engine, Cluster)
+            found = encode_on(engine, request, args.out, check=args.check, start=lambda part: say(args, part.title))
+        else:
+            from anchorprune.embeddings.run import encode
+
+            found = encode(
+                request, args.out, shard=shard, check=args.check, reporting=reporting, say=partial(say, args)
+            )
     say(args, summary(found, args.out))
 
 

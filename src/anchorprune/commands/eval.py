@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 import warnings
+from functools import partial
 from typing import Any
 
 from anchorprune import tasks
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import DEFAULT_OUTPUT, add_strategy_flags, given_fields, say
 from anchorprune.commands._requests import Run, plan_runs
+from anchorprune.commands._scale import Failures, add_engine_flags, engine_of, results_of
 from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.evaluation.request import ModelSpec
 from anchorprune.files import check_output
+from anchorprune.scale.jobs import Engine, Job
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import Strategy
 from anchorprune.tasks.base import Task
@@ -28,6 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_eval_flags(parser)
     flags.add_running_flags(parser)
     flags.add_progress_flags(parser)
+    add_engine_flags(parser)
     _add_pruning_flags(parser.add_argument_group("pruning"))
     flags.add_task_flags(parser)
 
@@ -53,7 +59,12 @@ def _add_eval_flags(parser: argparse._ActionsContainer) -> None:
         action="store_true",
         help="for linear probes whose features are all under --feature_root: neither model nor images are opened",
     )
-    add("--distributed", action="store_true", help="share the evaluations out over the ranks of torchrun or slurm")
+    add("--distributed", action="store_true", help="deal the evaluations out to the ranks of torchrun, SLURM or MPI")
+    add(
+        "--shard_samples",
+        action="store_true",
+        help="deal the samples of each evaluation out to these ranks; the first merges and writes the result",
+    )
     add(
         "--normalize",
         default=True,
@@ -127,54 +138,57 @@ def _add_pruning_flags(ours: argparse._ActionsContainer) -> None:
     ours.add_argument("--attention_images", default=8, type=int, help="of how many images (default: 8)")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Evaluate all that the command line asks for and write the results.
+def run(args: argparse.Namespace) -> int:
+    """Evaluate all that the command line asks for and write the results; returns the exit code.
 
     Raises:
         UserError: something in the input is wrong. What can be known before the work starts is raised before it.
     """
-    reporting = flags.reporting(args)
-    runs = _pruned(args, plan_runs(args))
+    if args.shard_samples and args.extract_attention:
+        raise UserError(
+            "--extract_attention: is of the first images, and --shard_samples deals images out; leave one of them out"
+        )
+    if args.shard_samples and args.skip_load:
+        raise UserError("--skip_load: needs no model and no images to share; leave --shard_samples out")
+    with engine_of(args) as engine:
+        runs, failures, total = engine.planned(lambda: _planned(args, engine))
+        jobs = {_job(args, run): run for run in runs}
+        for job, (result,) in results_of(args, engine, list(jobs), partial(_announce, args), failures):
+            _write(args, jobs[job], result)
+    return failures.listed(total)
+
+
+def _planned(args: argparse.Namespace, engine: Engine) -> tuple[list[Run], Failures, int]:
+    """The runs that are not done yet, what of the others has failed already, and how many there are in all."""
+    failures = Failures()
+    runs = plan_runs(args)
     _warn_of_idle_task_flags(args, runs)
-
-    # Only now: everything above answers at once, this takes seconds to import.
-    from anchorprune.evaluation.engine import evaluate
-    from anchorprune.evaluation.runtime import Runtime
-    from anchorprune.models import load
-    from anchorprune.models.base import LoadedModel
-
-    loaded: LoadedModel | None = None
-    for run in runs:
-        request = run.request
-        model, data = request.model, request.data
-        if request.pruning is not None and args.target_gmacs is not None:
-            say(args, f"{args.target_gmacs:g} GMACs: {request.pruning.name} {request.pruning.flags()}".rstrip())
+    todo = []
+    for run in _pruned(args, runs, engine, failures):
         if args.skip_existing and _is_done(args, run):
             say(args, f"Skip {run.output}, exists already.")
             continue
         if args.skip_existing and os.path.exists(run.output):
             say(args, f"{run.output} is not the result of these very settings: evaluating again.")
-        say(
-            args,
-            f"Running '{request.task.name}' on '{data.name}' with '{model.name} {model.pretrained}' ({data.language})",
-        )
-        if request.compute.skip_load:
-            loaded = None
-        elif loaded is None or loaded.spec != model:
-            loaded = None  # frees the last model before the next one is loaded
-            runtime = Runtime.of(request.compute)
-            loaded = load(model, runtime.device, runtime.weights, data.seed)
-        result = evaluate(
-            request,
-            model=loaded,
-            keep_scores=args.save_outcomes,
-            attention_images=args.attention_images if run.attention_output else 0,
-            progress=reporting,
-        )
-        _write(args, run, result)
+        todo.append(run)
+    return todo, failures, len(runs)
 
 
-def _pruned(args: argparse.Namespace, runs: list[Run]) -> list[Run]:
+def _job(args: argparse.Namespace, run: Run) -> Job:
+    images = args.attention_images if run.attention_output else 0
+    return Job((run.request,), keep_scores=args.save_outcomes, attention_images=images)
+
+
+def _announce(args: argparse.Namespace, job: Job) -> None:
+    (request,) = job.requests
+    model, data = request.model, request.data
+    if request.pruning is not None and args.target_gmacs is not None:
+        say(args, f"{args.target_gmacs:g} GMACs: {request.pruning.name} {request.pruning.flags()}".rstrip())
+    named = f"'{request.task.name}' on '{data.name}' with '{model.name} {model.pretrained}' ({data.language})"
+    say(args, f"Running {named}")
+
+
+def _pruned(args: argparse.Namespace, runs: list[Run], engine: Engine, failures: Failures) -> list[Run]:
     """The runs with their pruning, its budget solved; checked for whatever can be found wrong before the work."""
     if args.attention_images < 1:
         raise FieldError("attention_images", args.attention_images, "must be 1 or more")
@@ -186,17 +200,34 @@ def _pruned(args: argparse.Namespace, runs: list[Run]) -> list[Run]:
 
     from anchorprune.evaluation import preflight
 
-    preflight.check([run.request for run in runs], attention=args.extract_attention)
-    if strategy is None:
-        return runs
-    models = dict.fromkeys(run.request.model for run in runs)
-    # Of kept features the model is not looked at, unless its budget has to be solved.
-    as_it_is = args.skip_load and args.target_gmacs is None
-    solved = {model: strategy if as_it_is else preflight.solved(model, strategy, args.target_gmacs) for model in models}
-    return [
-        dataclasses.replace(run, request=dataclasses.replace(run.request, pruning=solved[run.request.model]))
-        for run in runs
-    ]
+    here = args.engine == "local"
+    check = partial(preflight.check, attention=args.extract_attention, here=here, alone=here and not args.shard_samples)
+
+    @functools.cache
+    def solved(model: ModelSpec) -> Strategy | None:
+        # Of kept features the model is not looked at, unless its budget has to be solved.
+        if strategy is None or (args.skip_load and args.target_gmacs is None):
+            return strategy
+        return preflight.solved(model, strategy, args.target_gmacs)
+
+    if not args.keep_going:
+        check([run.request for run in runs])
+    ready = []
+    for run in runs:
+        request = dataclasses.replace(run.request, compute=engine.compute(run.request.compute))
+        try:
+            if args.keep_going:
+                check([request])
+            request = dataclasses.replace(request, pruning=solved(request.model))
+            if args.shard_samples:
+                preflight.check_shards([request])
+        except UserError as error:
+            if not args.keep_going:
+                raise
+            failures.add(_job(args, run).title, error)
+        else:
+            ready.append(dataclasses.replace(run, request=request))
+    return ready
 
 
 def _outputs(args: argparse.Namespace, runs: list[Run]) -> list[tuple[str, str]]:

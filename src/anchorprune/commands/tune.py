@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from contextlib import nullcontext
 from functools import partial
 
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
 from anchorprune.commands._requests import single_request
+from anchorprune.files import output_folder
 
 HELP = "find the pruning that your accuracy or speed allows, on part of your data"
 
@@ -35,6 +38,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the images to search on, 0 … 1; the expectation is for the rest (default: %(default)s)",
     )
+    own.add_argument(
+        "--out", metavar="DIR", default=None, help="folder for what was searched: tune.json, tune.csv and report.html"
+    )
     flags.add_source_flags(parser)
     flags.add_running_flags(parser)
     flags.add_progress_flags(parser)
@@ -48,13 +54,20 @@ def run(args: argparse.Namespace) -> None:
 
     from anchorprune.studies.tune import tune
 
-    found = tune(
-        request,
-        max_drop=args.max_drop,
-        target_speedup=args.target_speedup,
-        strategies=strategies,
-        calibration=args.calibration,
-        progress=flags.reporting(args),
-        say=partial(say, args),
-    )
+    with output_folder("out", args.out) if args.out else nullcontext() as folder:
+        found = tune(
+            request,
+            max_drop=args.max_drop,
+            target_speedup=args.target_speedup,
+            strategies=strategies,
+            calibration=args.calibration,
+            progress=flags.reporting(args),
+            say=partial(say, args),
+        )
+        if folder:
+            found.save(folder, shlex.join(["anchorprune", "tune", *args.argv]))
     print(found.to_text())
+    if folder:
+        if found.command:
+            print(f"\n{found.command}")
+        say(args, f"\ntune.json, tune.csv and report.html: {folder}")

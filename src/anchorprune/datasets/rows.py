@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -187,7 +187,7 @@ class ParquetBytes:
 
     def __getitem__(self, row: int) -> bytes | None:
         with _reading(self.file, lambda: row + 1, "row"):
-            if self._process != os.getpid():
+            if self._process != current_process().ident:
                 self._open()
             group = bisect.bisect_right(self._starts, row) - 1
             if group != self._group or row < self._first:
@@ -209,7 +209,7 @@ class ParquetBytes:
         sizes = [self._parquet.metadata.row_group(i).num_rows for i in range(self._parquet.num_row_groups)]
         self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self._group, self._first, self._next = -1, 0, 0
-        self._process = os.getpid()
+        self._process = current_process().ident
 
 
 def _leaf(batch: Any, name: str) -> list[Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,8 @@ class _Columns:
         return {**self.__dict__, "_process": -1, "_rows": iter(())}
 
     def __getitem__(self, row: int) -> list[Any]:
-        if self._process != os.getpid() or row < self._next:
-            self._process, self._next = os.getpid(), 0
+        if self._process != current_process().ident or row < self._next:
+            self._process, self._next = current_process().ident, 0
             self._rows = self._table.rows(self._names)
         _, values = next(islice(self._rows, row - self._next, None))
         self._next = row + 1

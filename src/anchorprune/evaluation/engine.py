@@ -22,6 +22,7 @@ from anchorprune.datasets.sampling import Batch, choose, loader
 from anchorprune.errors import FieldError, FieldWarning, UserError
 from anchorprune.evaluation.encoding import Encoder, EncodersInTurns, flops_of
 from anchorprune.evaluation.kept import Collected, FeatureStore, digest_of, evaluate_kept, facts_of
+from anchorprune.evaluation.preflight import check_shards
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.result import Attention, Part, Result
 from anchorprune.evaluation.runtime import Runtime
@@ -109,6 +110,8 @@ def evaluate(
         return result
     if not 0 <= shard[0] < shard[1]:
         raise FieldError("shard", shard, "must be (rank, world) with a rank below the world's size")
+    if shard[1] > 1:
+        check_shards(requests)
     wanted = _Wanted(shard, keep_scores, attention_images, indices, progress)
     if any(request.compute.skip_load for request in requests) and (indices is not None or attention_images):
         raise UserError("skip_load: kept features are those of all images of the request, and hold no attention")

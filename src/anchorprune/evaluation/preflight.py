@@ -21,20 +21,23 @@ from anchorprune.strategies.base import Strategy
 from anchorprune.towers import find_tower
 
 
-def check(requests: Sequence[Request], *, attention: bool = False) -> None:
+def check(requests: Sequence[Request], *, attention: bool = False, here: bool = True, alone: bool = True) -> None:
     """Raise UserError for what of these requests can be found wrong before the first model is loaded.
 
     Args:
         attention: whether the attention of each model's tower is to be read.
+        here: whether it is this machine that computes, and has to have the device.
+        alone: whether it is this process alone that opens the data.
     """
     for request in requests:
         request.task.check()
         nllb_code(request.model.name, request.data.language)
-    for compute in dict.fromkeys(request.compute for request in requests):
+    for compute in dict.fromkeys(request.compute for request in requests if here):
         Runtime.of(compute)
     requests = [request for request in requests if not request.compute.skip_load]  # of these nothing else is opened
     datas = {(request.data.name, request.data.language): request for request in requests}
-    if len(requests) > 1:  # a single one is opened soon enough; here nothing may fail after hours of other runs
+    # A single one is opened soon enough; but nothing may fail after hours of other runs, nor on each of many processes.
+    if len(requests) > 1 or not alone:
         for request in datas.values():
             check_dataset(request.data, request.task.name)
     for model in dict.fromkeys(request.model for request in requests):
@@ -52,6 +55,16 @@ def check(requests: Sequence[Request], *, attention: bool = False) -> None:
         for strategy in strategies:
             if strategy or attention:
                 check_tower(model, strategy)
+
+
+def check_shards(requests: Sequence[Request]) -> None:
+    """Raise UserError where shards of a request would not make the result of one process."""
+    for pruning in (request.pruning for request in requests):
+        if pruning is not None and pruning.couples_batch:
+            raise UserError(
+                f"{pruning.name} {pruning.flags()}: one image chooses for its whole batch, and shards have other "
+                "batches than one process; evaluate it unsharded"
+            )
 
 
 def check_tower(model: ModelSpec, strategy: Strategy | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,6 +200,27 @@ def read(path: StrPath) -> dict[str, Any]:
             f"{path}: not the result of an evaluation, it has no {', '.join(missing)}; name a result file of 'eval'"
         )
     return _of_today(result)
+
+
+def load(path: StrPath) -> Result:
+    """The result that `Result.save` wrote, with its outcomes where they are beside it.
+
+    Raises:
+        UserError: the file, or the one of its outcomes, is none of ours or is damaged; it is named.
+    """
+    content = read(path)
+    outcomes = None
+    if content.get("outcomes"):
+        outcomes, _ = outcome_files.read(outcome_files.path_for(path))
+    kept = ("pruning", "cost", "n_samples", "n_total", "n_bad_images", "model_options", "environment", "config_hash")
+    if "request" not in content or any(name not in content for name in kept):
+        raise UserError(f"{path}: does not hold its request (an older result, or clip-benchmark's); run its eval")
+    try:
+        request = Request.from_dict(content["request"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    metrics = {name: math.nan if value is None else value for name, value in content["metrics"].items()}
+    return Result(request=request, metrics=metrics, outcomes=outcomes, **{name: content[name] for name in kept})
 
 
 def _of_today(result: dict[str, Any]) -> dict[str, Any]:

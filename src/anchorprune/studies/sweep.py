@@ -13,7 +13,7 @@ from typing import Any
 
 from anchorprune.evaluation import preflight
 from anchorprune.evaluation.request import Request
-from anchorprune.evaluation.result import Result
+from anchorprune.evaluation.result import Result, load
 from anchorprune.evaluation.statistics import bootstrap_difference, mcnemar, wilson
 from anchorprune.files import StrPath, write_text
 from anchorprune.models.base import LoadedModel
@@ -71,7 +71,7 @@ class Sweep:
         """
         from anchorprune.report import sweep_page
 
-        facts = _facts(self.results[0][0])
+        facts = _facts([result for found in self.results for result in found])
         return sweep_page.render(self.points, title=self._title, facts=facts, command=command)
 
     def save(self, folder: StrPath, command: str = "") -> list[Path]:
@@ -80,15 +80,25 @@ class Sweep:
         Returns:
             The files of the results.
         """
-        from anchorprune.report.sweep_chart import write_png
-
         files = [Path(folder) / file_name(result.request.pruning) for found in self.results for result in found]
         for file, result in zip(files, (result for found in self.results for result in found), strict=True):
             result.save(file)
+        self.save_report(folder, command)
+        return files
+
+    @classmethod
+    def load(cls, folder: StrPath, request: Request, ways: Sequence[Way]) -> Sweep:
+        """The sweep whose results are in a folder. UserError where one of them cannot be read."""
+        files = [[Path(folder) / file_name(strategy) for strategy in way.strategies or (None,)] for way in ways]
+        return cls(request, ways, [[load(file) for file in of_way] for of_way in files])
+
+    def save_report(self, folder: StrPath, command: str = "") -> None:
+        """Write sweep.csv, sweep.png and report.html alone."""
+        from anchorprune.report.sweep_chart import write_png
+
         write_text(self.to_csv(), Path(folder) / "sweep.csv")
         write_png(self.points, Path(folder) / "sweep.png", self._title)
         write_text(self.to_html(command), Path(folder) / "report.html")
-        return files
 
     @property
     def _title(self) -> str:
@@ -127,10 +137,16 @@ def plan(
     strategies: Sequence[str | Strategy | Wanted] | None,
     target_gmacs: Sequence[float] | None,
     model: LoadedModel | None = None,
+    *,
+    here: bool = True,
 ) -> list[Way]:
-    """The ways that a sweep tries, the unpruned one first; UserError for what is wrong before the work starts."""
+    """The ways that a sweep tries, the unpruned one first; UserError for what is wrong before the work starts.
+
+    Args:
+        here: whether it is this machine that computes.
+    """
     if model is None:
-        preflight.check([request])
+        preflight.check([request], here=here)
         solver = partial(preflight.solved, request.model)
     else:
         solver = partial(_solved, model)
@@ -172,16 +188,35 @@ def _measured(way: Way, found: Sequence[Result], unpruned: Result) -> Measured:
     )
 
 
-def _facts(result: Result) -> dict[str, str]:
+def _facts(results: Sequence[Result]) -> dict[str, str]:
     """How it was measured, for the page."""
-    environment, data = result.environment, result.request.data
+    first = results[0]
+    # Results of one pass have these two times in common, to the last digit.
+    waits = [one.cost["seconds"] for one in results]
+    passes = len({(seconds["texts"], seconds["waiting_for_images"]) for seconds in waits})
+    timing = (
+        "all ways in turns, batch by batch, in one process; blocks that a way does not prune yet count with the time "
+        "that the unpruned tower took for them"
+    )
+    if passes > 1:
+        timing = f"in {passes} passes, at different times or places: speeds of different passes compare with care"
     return {
-        "Images": f"{result.n_samples} of {result.n_total}, seed {data.seed}",
-        "Machine": f"{environment['device_name']} ({environment['device']}, {environment['threads']} threads)",
+        "Images": f"{first.n_samples} of {first.n_total}, seed {first.request.data.seed}",
+        **machine(results),
+        "Timing": timing,
+    }
+
+
+def machine(results: Sequence[Result]) -> dict[str, str]:
+    """What the results were computed on and by, for a page."""
+    environment = results[0].environment
+    names = dict.fromkeys(
+        f"{of['device_name']} ({of['device']}, {of['threads']} threads)" for of in (one.environment for one in results)
+    )
+    return {
+        "Machine": "; ".join(names),
         "Precision": environment["dtype"],
-        "Batch size": str(result.request.compute.batch_size),
+        "Batch size": str(results[0].request.compute.batch_size),
         "Versions": f"anchorprune {environment['anchorprune']}, torch {environment['torch']}, "
         f"open_clip {environment['open_clip']}",
-        "Timing": "all ways in turns, batch by batch, in one process; blocks that a way does not prune yet count with "
-        "the time that the unpruned tower took for them",
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
 
@@ -13,14 +17,15 @@ from anchorprune.datasets.own import as_eval_dataset
 from anchorprune.datasets.sampling import choose
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.preflight import dense_gmacs
-from anchorprune.evaluation.request import Request
+from anchorprune.evaluation.request import Request, plain
 from anchorprune.evaluation.statistics import Z95
+from anchorprune.files import StrPath, write_text
 from anchorprune.models.base import LoadedModel
 from anchorprune.progress import Reporting
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import RECOMMENDED, Wanted, make_strategy
 from anchorprune.strategies.base import Strategy
-from anchorprune.studies.sweep import plan
+from anchorprune.studies.sweep import machine, plan
 from anchorprune.studies.ways import Way, evaluate_ways, mean_scores
 
 # Of the unpruned tower's cost: what the search tries for each strategy.
@@ -40,6 +45,8 @@ class Candidate:
     speed_up: float
     drop: float  # points, on the images of the search
     unseen: tuple[float, ...]  # points lost on each image that the search did not see
+    gmacs: float | None = None
+    images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,9 @@ class Tuned:
         metric: what the points are of.
         used: images that were searched on and estimated by.
         rest: images of the data that were not used.
+        request: what was tuned, without a pruning.
+        machine: what it was timed on, by name.
+        candidates: all that was searched.
     """
 
     best: Candidate | None
@@ -59,6 +69,16 @@ class Tuned:
     rest: int
     max_drop: float | None
     target_speedup: float | None
+    request: Request | None = None
+    candidates: Sequence[Candidate] = ()
+    machine: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str | None:
+        """The whole command that evaluates what was found; None where nothing was."""
+        if self.request is None or self.strategy is None:
+            return None
+        return shlex.join(["anchorprune", "eval", *dataclasses.replace(self.request, pruning=self.strategy).flags()])
 
     @property
     def strategy(self) -> Strategy | None:
@@ -81,7 +101,55 @@ class Tuned:
             "loss_high": high,
             "used": self.used,
             "rest": self.rest,
+            "max_drop": self.max_drop,
+            "target_speedup": self.target_speedup,
+            "command": self.command,
+            "request": self.request.as_dict() if self.request else None,
+            "searched": self.rows(),
         }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was searched, the fastest last: of each way what it costs, and the points that it loses on the images of
+        the search. What the others lose is kept back: nothing may be chosen by it."""
+        return [
+            {
+                "strategy": one.way.name,
+                "flags": one.way.flags,
+                "gmacs": one.gmacs,
+                "images_per_second": one.images_per_second,
+                "speed_up": one.speed_up,
+                "drop": one.drop,
+                "chosen": one is self.best,
+            }
+            for one in sorted(self.candidates, key=lambda one: one.speed_up)
+        ]
+
+    def save(self, folder: StrPath, command: str = "") -> None:
+        """Write tune.json, tune.csv and report.html.
+
+        Args:
+            command: what to type to search again.
+        """
+        from anchorprune.report import tune_page
+        from anchorprune.report.csv import csv_text
+
+        write_text(json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n", Path(folder) / "tune.json")
+        write_text(csv_text(self.rows()), Path(folder) / "tune.csv")
+        page = tune_page.render(
+            self.rows(),
+            title=self._title,
+            text=self.to_text(),
+            found=self.command,
+            facts={"Images": f"{self.used} searched on and estimated by, {self.rest} left", **self.machine},
+            command=command,
+        )
+        write_text(page, Path(folder) / "report.html")
+
+    @property
+    def _title(self) -> str:
+        assert self.request is not None
+        model = self.request.model
+        return f"{model.name} {model.pretrained} on {self.request.data.name}, {self.used} images"
 
     def to_text(self) -> str:
         """What to type and what to expect of it."""
@@ -163,11 +231,17 @@ def tune(
     # Every second image is searched on, the others say what to expect; an image may have several scores.
     searched_on = [sample % 2 == 0 for sample in first.details.get("samples", range(len(first.keys)))]
     candidates = [
-        _candidate(way, speed / speeds[0], scores[0], own, searched_on)
-        for way, speed, own in zip(ways[1:], speeds[1:], scores[1:], strict=True)
+        dataclasses.replace(
+            _candidate(way, speed / speeds[0], scores[0], own, searched_on),
+            gmacs=of_way[0].cost["gmacs"],
+            images_per_second=speed,
+        )
+        for way, speed, own, of_way in zip(ways[1:], speeds[1:], scores[1:], found[1:], strict=True)
     ]
-    best = pick(candidates, max_drop, target_speedup)
-    return Tuned(best, request.task.primary, len(part), len(chosen) - len(part), max_drop, target_speedup)
+    best, rest = pick(candidates, max_drop, target_speedup), len(chosen) - len(part)
+    return Tuned(
+        best, request.task.primary, len(part), rest, max_drop, target_speedup, request, candidates, machine(found[0])
+    )
 
 
 def _keys(request: Request, dataset: Any) -> Sequence[str]:
