@@ -16,7 +16,7 @@ from anchorprune.evaluation.engine import evaluate
 from anchorprune.scale.jobs import Job
 from anchorprune.strategies import make_strategy
 from anchorprune.tasks import make_task
-from support.material import CAPTIONS, make_captions, make_wds
+from support.material import CAPTIONS, make_captions, make_wds, picture
 from support.models import make_clip
 
 DEMO = ModelSpec(name="anchorprune-demo", pretrained="bundled")
@@ -42,11 +42,17 @@ def jobs(folder: Path) -> list[Job]:
     for kind in ("classes", "labels"):
         (of_kind[kind] / "classnames.txt").write_text("".join(f"{next(known)}\n" for _ in range(3)))
     shutil.copytree(of_kind["classes"] / "test", of_kind["classes"] / "train")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for i in range(7):
+        picture(i, 64).save(pictures / f"{i}.png")
     made = []
     for name, cls in tasks.registry().items():
-        for kind in cls.kinds:
+        for kind in cls.kinds[:1] if name == "fidelity" else cls.kinds:  # which looks at the images alone
             mine = name == "captioning" or kind == "choices"
-            data = DataSpec(name="mine") if mine else DataSpec(name=f"wds/{kind}", root=str(of_kind[kind]))
+            data = DataSpec(name="mine") if mine else DataSpec(name=f"wds/{kind}", root=str(of_kind.get(kind)))
+            if kind == "images":
+                data = DataSpec(name=f"folder:{pictures}")
             one = Request(
                 model=MINE if mine else DEMO, data=data, task=make_task(name, **FIELDS.get(name, {})), compute=COMPUTE
             )

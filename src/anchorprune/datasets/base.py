@@ -14,7 +14,7 @@ from anchorprune.datasets.names import default_task
 from anchorprune.errors import FieldError
 
 Transform = Callable[[Any], Any]
-KINDS = ("classes", "labels", "captions", "choices")
+KINDS = ("images", "classes", "labels", "captions", "choices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ class EvalDataset:
         keys: one stable identity a sample: what `limit` hashes and what a bad image is called.
         classes: class names by index, or None where the data set has none.
         templates: prompts with `{c}`, or finished prompts by class name; None where the data set has none.
-        kind: what a target is: `classes`, a class index (int); `labels`, a float tensor [C] of 0 and 1; `captions`, a
-            list of texts, one or more, of the image; `choices`, a list of texts to choose from, the first of which is
-            the image's (the image may be [n, 3, H, W] then, one for each text).
+        kind: what a target is: `images`, nothing (0); `classes`, a class index (int); `labels`, a float tensor [C] of 0
+            and 1; `captions`, a list of texts, one or more, of the image; `choices`, a list of texts to choose from,
+            the first of which is the image's (the image may be [n, 3, H, W] then, one for each text).
         targets: every target without decoding an image, where the source can tell.
     """
 

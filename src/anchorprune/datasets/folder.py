@@ -52,6 +52,8 @@ class Folder(Source):
 
     @classmethod
     def open(cls, spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
+        if task == "fidelity":
+            return open_pictures(spec.name, transform)
         return open_folder(spec.name, split=spec.split, transform=transform, classnames=spec.classnames)
 
     @classmethod
@@ -64,6 +66,30 @@ class Folder(Source):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is passed over is said where it is opened
             super().check(spec, task)
+
+
+def open_pictures(name: str, transform: Transform) -> EvalDataset:
+    """All images below `PATH`, whatever folders they lie in, without classes; name is `folder:PATH`. Keys are paths.
+
+    Raises UserError for a missing folder, or one without images.
+    """
+    path = Path(name.removeprefix("folder:")).expanduser()
+    if name == "folder:" or not path.is_dir():
+        raise FieldError("dataset", name, "no such folder; give folder:PATH with images in it.")
+    files, passed_over = _images(path)
+    if not files:
+        said = f", only {_said(passed_over)}" if passed_over else ""
+        raise FieldError("dataset", name, f"{path} holds no image (.{', .'.join(EXTENSIONS)}){said}.")
+    if passed_over:
+        warnings.warn(f"{name}: passed over {_said(passed_over)}", stacklevel=2)
+    return EvalDataset(
+        name=name,
+        items=FolderItems([(file, 0) for file in files], transform),
+        keys=[file.relative_to(path).as_posix() for file in files],
+        classes=None,
+        templates=None,
+        kind="images",
+    )
 
 
 def open_folder(name: str, *, split: str, transform: Transform, classnames: str | None = None) -> EvalDataset:
@@ -85,7 +111,8 @@ def open_folder(name: str, *, split: str, transform: Transform, classnames: str 
     top = path / split if _subfolders(path / split) else path
     folders = _subfolders(top)
     if not folders:
-        raise FieldError("dataset", name, f"{top} has no subfolders; make one subfolder of images a class.")
+        said = f"{top} has no subfolders; make one subfolder of images a class, or take "
+        raise FieldError("dataset", name, f"{said}the task fidelity.", typed=f"{said}--task fidelity.")
     if top == path and set(folders) <= _SPLITS:
         raise FieldError(
             "split", split, f"{path} has the splits {', '.join(folders)} only.{did_you_mean(split, folders)}"

@@ -107,7 +107,8 @@ class _Columns:
     def __init__(self, table: Table, names: Sequence[str]) -> None:
         self._table, self._names = table, list(names)
         self._plain = isinstance(table, ParquetTable)  # whose values have types
-        self._process, self._next = -1, 0
+        self._process: int | None = None
+        self._next = 0
         self._rows: Iterator[Row] = iter(())
 
     def __getstate__(self) -> dict[str, Any]:

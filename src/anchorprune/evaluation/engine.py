@@ -308,13 +308,14 @@ class _Pass:
         return self.splits[split]
 
     def _open(self, split: str) -> EvalDataset:
+        transform = self.base.task.transform(self.loaded.transform)
         if self.own is not None:
             alone = not (isinstance(self.own, OwnDataset) and self.own.splits)
             if alone and split != self.base.data.split:
                 raise FieldError("split", split, "this data has one split alone; give an OwnDataset with splits")
-            return as_eval_dataset(self.own, self.base.data.name, self.loaded.transform, split)
+            return as_eval_dataset(self.own, self.base.data.name, transform, split)
         spec = dataclasses.replace(self.base.data, split=split)
-        return open_dataset(spec, self.loaded.transform, self.base.task.name)
+        return open_dataset(spec, transform, self.base.task.name)
 
     def _bench(self) -> Bench:
         cache = self.base.compute.clf_cache

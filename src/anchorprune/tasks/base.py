@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from anchorprune.datasets.base import EvalDataset
+from anchorprune.datasets.base import EvalDataset, Transform
 from anchorprune.fields import Fields, option
 from anchorprune.models.base import LoadedModel
 
@@ -157,11 +157,23 @@ class Task(Fields, ABC):
         """Raise UserError for what can be found wrong before a model is loaded, such as a file that is not there."""
         return
 
+    def transform(self, own: Transform) -> Transform:
+        """What becomes of each image as it is read, by the model's own transform."""
+        return own
+
     def forward(self, model: Any, images: Tensor) -> Tensor:
-        """What is measured of the pruned model, under autocast: the images' features, normalised, in float32."""
+        """What is measured of the pruned model, under autocast: the images' features, normalised, in float32.
+
+        Args:
+            images: `[B, 3, H, W]`, or `[B, n, 3, H, W]` where a sample has n.
+
+        Returns:
+            `[B, D]`, or `[B, n, D]`.
+        """
         from torch.nn import functional as F
 
-        return F.normalize(model.encode_image(images).float(), dim=-1)
+        features = F.normalize(model.encode_image(images.flatten(0, -4)).float(), dim=-1)
+        return features.unflatten(0, images.shape[:-3])
 
     @abstractmethod
     def prepare(self, bench: Bench) -> Any:

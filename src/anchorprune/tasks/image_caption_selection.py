@@ -33,9 +33,7 @@ class ImageCaptionSelection(Task):
 
     def forward(self, model: Any, images: Tensor) -> Tensor:
         """Features `[B, n, D]` of `[B, n, 3, H, W]`, or of `[B, 3, H, W]` with n = 1."""
-        if images.dim() == 4:
-            images = images[:, None]
-        return super().forward(model, images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return super().forward(model, images if images.dim() == 5 else images[:, None])
 
     @property
     def needs_text_tower(self) -> bool:
