@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
+
+from anchorprune.tasks.fidelity import nearer
 
 Array = np.ndarray[Any, Any]
 
@@ -20,16 +24,12 @@ def fidelity(ours: Array, unpruned: Array) -> dict[str, float]:
         `recall@5`: of how many images, searched by their embedding among all unpruned ones, their own is the nearest,
         or among the five nearest. Ties count against it.
     """
-    ours, unpruned = ours.astype(np.float64), unpruned.astype(np.float64)
-    ours, unpruned = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (ours, unpruned))
-    own = np.einsum("nd,nd->n", ours, unpruned)
-    ranks = np.empty(len(ours), dtype=np.int64)
-    for start in range(0, len(ours), 1024):  # [N, N] at once would be 8 GB for 32,000 images
-        part = slice(start, start + 1024)
-        ranks[part] = (ours[part] @ unpruned.T >= own[part, None] - 1e-12).sum(axis=1)
+    a, b = (F.normalize(torch.from_numpy(each.astype(np.float64)), dim=1) for each in (ours, unpruned))
+    own = (a * b).sum(dim=1)
+    before = nearer(a, b)
     return {
         "cosine_mean": float(own.mean()),
-        "cosine_p5": float(np.quantile(own, 0.05)),
-        "recall@1": float((ranks <= 1).mean()),
-        "recall@5": float((ranks <= 5).mean()),
+        "cosine_p5": float(torch.quantile(own, 0.05)),
+        "recall@1": float((before < 1).double().mean()),
+        "recall@5": float((before < 5).double().mean()),
     }
