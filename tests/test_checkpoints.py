@@ -73,3 +73,18 @@ def test_a_file_under_the_plain_name_is_told_of_its_quickgelu_twin(
     finally:
         open_clip.factory._MODEL_CONFIGS.pop(f"{TINY}-quickgelu")
     assert command(*words, "--quiet", "--output", "r.json").err == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer instead of weights"),
+        (b"\n<!DOCTYPE html><html></html>", "is a web page instead of weights"),
+    ],
+)
+def test_what_was_downloaded_instead_of_weights_is_named(content: bytes, said: str, world: World, here: Path) -> None:
+    (here / "w.pt").write_bytes(content)
+    done = command("eval", "--model", TINY, "--pretrained", "w.pt", *world.things, "--num_workers", 0)
+    assert done.code == 2
+    [line] = done.err
+    assert f"--pretrained w.pt: {said}" in line

@@ -291,3 +291,14 @@ def test_weights_that_were_trained_with_quickgelu_get_it(world: World, monkeypat
 
 def test_weights_without_quickgelu_are_built_as_configured(world: World) -> None:
     assert evaluated(*world.model, *world.three, "--output", "r.json")["model_options"] == {}
+
+
+def test_a_language_that_the_prompts_are_not_in_is_refused_and_one_of_the_datas_own_files_said(world: World) -> None:
+    flags = [*world.model, "--num_workers", 0, "--output", "r.json", "--language", "de"]
+    refused = command("eval", *flags, *world.things)  # a folder without prompts of its own
+    assert refused.code == 2
+    assert f"--language de: the prompts of {world.things[1]} are English; give en, or prompts" in refused.err[-1]
+    assert refused.err[-1].endswith("by --custom_template_file.")
+    told = command("eval", *flags, *world.three)
+    assert told.code == 0
+    assert any("are those of its own files, whatever the language" in line for line in told.err)

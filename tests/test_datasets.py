@@ -462,3 +462,10 @@ def test_a_custom_file_that_is_missing_or_no_json_is_refused(photos: Path, tmp_p
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         opened(photos, templates=str(tmp_path / "broken.json"))
+
+
+def test_what_a_system_puts_beside_class_folders_is_no_class(photos: Path) -> None:
+    classes = opened(photos).classes
+    for name in ("__MACOSX", "@eaDir", ".cache"):
+        picture(photos / name / "0.png", 1)
+    assert opened(photos).classes == classes

@@ -28,7 +28,11 @@ from support.encoded import (
 from support.material import picture
 
 import anchorprune
-from anchorprune import Compute, LoadedModel, UserError
+from anchorprune import Compute, LoadedModel, ModelSpec, UserError
+from anchorprune.datasets.sampling import BadImage
+from anchorprune.embeddings.files import in_folder
+from anchorprune.embeddings.inputs import open_input
+from anchorprune.embeddings.request import EncodeRequest
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +288,19 @@ def test_a_request_that_cannot_be_is_refused_at_once(fields: dict[str, Any], sai
     with pytest.raises(UserError) as caught:
         request(**{"source": "photos", **fields} if "input" not in fields else {"source": "x", **fields})
     assert said in str(caught.value)
+
+
+def test_a_link_to_itself_is_a_failure_among_the_images(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("b.png")
+    listing = in_folder(str(tmp_path))
+    assert [listing.ids[row] for row in range(len(listing))] == ["a.png", "b.png"]
+    with pytest.raises(BadImage, match=r"b\.png"):
+        listing.read(1)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.tar", "x.txt"])
+def test_a_pipe_as_input_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is neither a regular file nor a folder"):
+        open_input(EncodeRequest(input=(str(tmp_path / name),), model=ModelSpec(name="m")))

@@ -259,12 +259,21 @@ def test_a_folder_of_other_data_is_refused(photos: Path, tmp_path: Path) -> None
 
 
 def test_another_process_that_writes_there_is_not_disturbed(photos: Path, tmp_path: Path) -> None:
-    fcntl = pytest.importorskip("fcntl")
+    pytest.importorskip("fcntl")
     exported(f"folder:{photos}", tmp_path / "out")
-    with (tmp_path / "out" / "test" / "export.json").open("rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    code = (
+        "import fcntl, os, sys; file = open(sys.argv[1], 'r+b'); fcntl.lockf(file, fcntl.LOCK_EX); child = os.fork()\n"
+        "print('held', flush=True) if child else None; sys.stdin.read() if child else __import__('time').sleep(20)"
+    )
+    held = [sys.executable, "-c", code, str(tmp_path / "out" / "test" / "export.json")]
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
         with pytest.raises(FieldError, match="another process writes to"):
             exported(f"folder:{photos}", tmp_path / "out")
+        other.kill()
+        other.wait()
+        exported(f"folder:{photos}", tmp_path / "out")  # though a process that it forked lives on
 
 
 # --- images and kinds that cannot be written

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from typing import Any
 
 from anchorprune import plugins
 from anchorprune.datasets import prompts
 from anchorprune.datasets.base import COLUMNS, DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.names import COLLECTIONS
-from anchorprune.errors import FieldError
+from anchorprune.errors import FieldError, FieldWarning
 from anchorprune.files import lines_of, read_text
 
 __all__ = [
@@ -59,9 +60,23 @@ def open_dataset(spec: DataSpec, transform: Transform, task: str = TASK) -> Eval
         dataset = source.open(spec, transform, task)
         dataset.classes = classes or dataset.classes
         dataset.templates = templates or dataset.templates
+        if spec.language != "en" and task == TASK and not spec.templates:
+            _check_language(spec, dataset)
     prompts.check_prompts(spec.name, dataset.classes, dataset.templates)
     _check_targets(dataset)
     return dataset
+
+
+def _check_language(spec: DataSpec, dataset: EvalDataset) -> None:
+    """Of data whose names and prompts are what its files say, in whatever language.
+
+    UserError where there are no such files and the prompts are our own, which are English.
+    """
+    if spec.name == "bundled" or dataset.templates == prompts.GENERAL_TEMPLATES:
+        said = f"the prompts of {spec.name} are English; give en, or prompts in that language by "
+        raise FieldError("language", spec.language, f"{said}templates.", typed=f"{said}--custom_template_file.")
+    said = f"the class names and prompts of {spec.name} are those of its own files, whatever the language"
+    warnings.warn(FieldWarning(said, said), stacklevel=3)
 
 
 def check_dataset(spec: DataSpec, task: str = TASK) -> None:

@@ -288,7 +288,7 @@ def claimed(folder: Path, record: dict[str, Any], flag: str = "output") -> Itera
             raise FieldError(flag, str(folder.parent), f"{folder} holds something else; name another folder")
         else:
             write_text(json.dumps(record, indent=2) + "\n", file)
-        with file.open("rb") as lock:
+        with file.open("r+b") as lock:
             _lock(lock, flag, folder)
             for unfinished in folder.glob(".anchorprune-*.tmp"):  # of a process that was killed
                 unfinished.unlink()
@@ -305,8 +305,9 @@ def _lock(file: Any, flag: str, folder: Path) -> None:
     except ImportError:  # not there on Windows
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Of this process alone: flock's would live on in worker processes that outlive a killed one.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         raise FieldError(flag, str(folder.parent), f"another process writes to {folder}; wait for it") from None
     except OSError:  # a file system without locks
         return

@@ -18,6 +18,8 @@ from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.files import folder_stamp, lines_of, read_text
 
 WHOLE = "test"  # the one split of a folder without any
+# What systems put beside pictures: archives made on a Mac, Synology's thumbnails, Windows' bins.
+_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _LINK = "link back to a folder above"
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
@@ -155,8 +157,12 @@ def _subfolders(path: Path) -> list[str]:
     return sorted(
         entry.name
         for entry in path.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".") and entry.resolve() not in above
+        if entry.is_dir() and not _is_hidden(entry.name) and entry.resolve() not in above
     )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEMS
 
 
 def _and_above(folder: Path) -> set[Path]:
@@ -181,8 +187,8 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
         around = above.pop(parent)
         for name in list(folders):
             real = Path(parent, name).resolve()
-            if name.startswith(".") or real in around:
-                passed_over["hidden folder" if name.startswith(".") else _LINK] += 1
+            if _is_hidden(name) or real in around:
+                passed_over["hidden folder" if _is_hidden(name) else _LINK] += 1
                 folders.remove(name)
             else:
                 above[os.path.join(parent, name)] = around | {real}

@@ -89,11 +89,12 @@ class TableSource(Source):
     @classmethod
     def stamp(cls, spec: DataSpec) -> Any:
         # Of a table that holds the images themselves its size has to do.
-        return [
+        of_tables = [
             [str(file.resolve()), size if (size := file.stat().st_size) > _SMALL else fingerprint(file)]
             for file in _named(spec)
             if file.is_file()
         ]
+        return [of_tables, _sizes(spec)]
 
     @classmethod
     def default_task(cls, spec: DataSpec) -> str:
@@ -174,6 +175,23 @@ def _named(spec: DataSpec) -> list[Path]:
     """The files that the data set's name means, whether they are there or not."""
     named = Path(spec.name.removeprefix("table:").replace("{split}", spec.split)).expanduser()
     return sorted(Path(path) for path in glob.glob(str(named))) if "*" in str(named) else [named]
+
+
+def _sizes(spec: DataSpec) -> str | None:
+    """A digest of the sizes of the images that the tables name; None of tables that cannot be read, or hold them."""
+    digest = hashlib.sha256()
+    try:
+        tables = _tables(spec)
+        column = _Columns.of(spec, tables).image
+        for table in tables:
+            if isinstance(table, ParquetTable) and table.bytes_in(column):
+                return None
+            for place, (value,) in table.rows([column]):
+                path = table.file.parent / Path(_path(value, place, column)).expanduser()
+                digest.update(b"%d " % (path.stat().st_size if path.is_file() else -1))
+    except UserError:  # said where the table is read
+        return None
+    return digest.hexdigest()
 
 
 def _tables(spec: DataSpec) -> list[Table]:

@@ -58,10 +58,17 @@ def _below(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
     if (here := (status.st_dev, status.st_ino)) in above:
         return  # a link to a folder that it lies in
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _below(entry.path, f"{prefix}{entry.name}/", above | {here})
         elif os.path.splitext(entry.name)[1].lower()[1:] in EXTENSIONS:
             yield prefix + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: an image that cannot be read
+        return False
 
 
 def in_list(file: str) -> Files:

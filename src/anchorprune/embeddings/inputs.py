@@ -41,6 +41,8 @@ def open_input(request: EncodeRequest) -> Listing:
         paths = _in_folder(paths[0], kind)
     if missing := next((path for path in paths if not is_url(path) and not os.path.exists(path)), None):
         raise FieldError("input", missing, "no such file or folder")
+    if other := next((path for path in paths if not is_url(path) and not _is_plain(path)), None):
+        raise FieldError("input", other, "is neither a regular file nor a folder; reading it might never end")
     if kind != "tars" and (address := next(filter(is_url, paths), None)):
         raise FieldError("input", address, "of addresses only tars can be read; download it first")
     if kind == "tars":
@@ -58,6 +60,10 @@ def open_input(request: EncodeRequest) -> Listing:
     if not len(listing):
         raise FieldError("input", " ".join(request.input), f"holds no image (.{', .'.join(EXTENSIONS)})")
     return listing
+
+
+def _is_plain(path: str) -> bool:
+    return os.path.isfile(path) or os.path.isdir(path)
 
 
 def _told(paths: Sequence[str]) -> tuple[str, list[str]]:

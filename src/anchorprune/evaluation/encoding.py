@@ -110,9 +110,8 @@ class Encoder:
         bad = ~lengths.isfinite() | (lengths == 0)  # to which normalising makes features whose length overflows
         if not bool(bad.any()):
             return
-        found = (
-            f"{int(bad.sum())} of {len(images)} images of a batch have features of zeros or that are not finite numbers"
-        )
+        count = int(bad.reshape(len(images), -1).any(dim=1).sum())
+        found = f"{count} of {len(images)} images of a batch have features of zeros or that are not finite numbers"
         if broken := _not_finite(images):
             raise UserError(f"{found}: the pixels of {broken} of them are not finite already; look at their transform")
         held = {name: int((~w.isfinite()).sum()) for name, w in self.model.state_dict().items() if _is_number(w)}
@@ -122,7 +121,7 @@ class Encoder:
                 f"{', …' if len(held) > 3 else ''}); give weights that are whole"
                 + (", or fp32: fp16 may be what they overflow in" if self.runtime.precision == "fp16" else "")
             )
-        fix = f"{found}: they overflow; give bf16 or fp32" if self.runtime.precision != "fp32" else found
+        fix = f"{found}: do they overflow? then give bf16 or fp32" if self.runtime.precision != "fp32" else found
         raise FieldError("precision", self.runtime.precision, fix)
 
     def _out(self, images: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ def weights_of(path: str) -> dict[str, Any] | None:
     None where they have their plain names already, or the file cannot be read.
 
     Raises:
-        FieldError: weights of Hugging Face transformers, which are read from their folder.
+        FieldError: weights of Hugging Face transformers, which are read from their folder; what was downloaded
+            instead of weights.
     """
+    _refuse_others(path)
     state, changed = _read(path)
     if state is None:
         return None
@@ -41,6 +43,18 @@ def weights_of(path: str) -> dict[str, Any] | None:
             typed=f"holds weights of Hugging Face transformers: give --model_type hf {where}, without --pretrained",
         )
     return plain if changed or plain.keys() != state.keys() else None
+
+
+def _refuse_others(path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64).lstrip()
+    except OSError:
+        return
+    if head.startswith(b"version https://git-lfs"):
+        raise FieldError("pretrained", path, "is a git-lfs pointer instead of weights; git lfs pull fetches them")
+    if head.startswith(b"<"):
+        raise FieldError("pretrained", path, "is a web page instead of weights; download them again")
 
 
 def _read(path: str) -> tuple[dict[str, Any] | None, bool]:

@@ -185,5 +185,8 @@ def _fetch_spice() -> None:
     except Exception as error:  # urllib's, zipfile's and the file system's
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise FieldError(
-            "spice", "yes", f"Stanford CoreNLP 3.6.0, which it needs, could not be had ({reason}); no goes without it"
+            "spice",
+            "yes",
+            f"Stanford CoreNLP 3.6.0, which it needs, could not be had ({reason}); spice='no' goes without it",
+            typed=f"Stanford CoreNLP 3.6.0, which it needs, could not be had ({reason}); --spice no goes without it",
         ) from error
