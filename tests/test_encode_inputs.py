@@ -213,10 +213,12 @@ def test_rows_without_an_image_are_failures(model: LoadedModel, tmp_path: Path) 
         ({"keep_columns": ("siz",)}, "keep_columns='siz': .*images.parquet has no such column.* Did you mean 'size'"),
         ({"id_column": "key"}, "id_column='key': .* its columns: image, uid, size"),
         ({"texts": "caption"}, "texts='caption': .* has no such column"),
+        ({"texts": "size"}, "texts='size': is a column of int64; texts are what is encoded"),
+        ({"id_column": "image"}, "id_column='image': is a column of struct<.* in .*images.parquet; ids are texts or"),
         ({"image_column": "size"}, "column 'size' is int64; images are paths, bytes"),
     ],
 )
-def test_a_column_that_is_not_there_is_refused(
+def test_a_column_that_is_not_there_or_of_another_type_is_refused(
     model: LoadedModel, tmp_path: Path, fields: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):

@@ -86,6 +86,8 @@ def encode(
         if listing.left_out:
             warnings.warn(f"{listing.left_out}: left out", stacklevel=2)
         types = listing.types(request.columns)
+        if request.texts and "string" not in str(of_texts := types[request.texts]):
+            raise FieldError("texts", request.texts, f"is a column of {of_texts}; texts are what is encoded")
         rows = _chosen(listing, request)
         if model is None:
             model = load(request.model, runtime.device, runtime.weights, request.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing import current_process
@@ -39,6 +40,7 @@ class Tables(Listing):
             leaf = table.bytes_in(image) if isinstance(table, ParquetTable) else None
             self._bytes.append(ParquetBytes(table.file, leaf) if leaf else None)
             if id_column:
+                _check_ids(table, id_column)
                 self._fill(self.ids, table, id_column)
             if not leaf:
                 self._fill(self._paths if id_column else self.ids, table, image)
@@ -99,6 +101,14 @@ class Tables(Listing):
                     )
                 found = own
         return found
+
+
+def _check_ids(table: Table, column: str) -> None:
+    if isinstance(table, ParquetTable) and re.match(
+        "list|large_list|struct|map|fixed_size_list", str(table.types[column])
+    ):
+        fix = f"is a column of {table.types[column]} in {table.file}; ids are texts or numbers"
+        raise FieldError("id_column", column, fix)
 
 
 class _Columns:
