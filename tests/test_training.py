@@ -91,8 +91,10 @@ for library in ("open_clip", "timm ViT, mean pooling"):
             torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5, msg=f"{library} {strategy} {name}")
         moved = [not torch.equal(a, b) for a, b in zip(alone.parameters(), make(library).parameters())]
         assert all(moved), (library, strategy)
-print("trained")
+print("trained", flush=True)
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # torch may abort while it takes its own threads down ("terminate called without an active exception")
 """
 
 
@@ -145,8 +147,10 @@ for library in ("open_clip", "timm ViT, mean pooling"):
         steps(alone, images, strategy)
         for ours, own in zip(sharded.parameters(), alone.parameters()):
             torch.testing.assert_close(ours.full_tensor(), own, rtol=1e-4, atol=1e-5, msg=f"{library} {strategy}")
-print("trained")
+print("trained", flush=True)
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # torch may abort while it takes its own threads down ("terminate called without an active exception")
 """
 )
 
