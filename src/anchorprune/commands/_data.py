@@ -31,13 +31,13 @@ def add_data_flags(parser: argparse._ActionsContainer) -> None:
     add("--quiet", dest="verbose", action="store_false", help="print nothing but results, warnings and errors")
 
 
-def data_spec(args: argparse.Namespace, name: str) -> DataSpec:
-    """UserError for a wrong placeholder."""
+def data_spec(args: argparse.Namespace, name: str, language: str) -> DataSpec:
+    """What the flags say of the data set `name`; all of its samples. UserError for a wrong placeholder."""
     return DataSpec(
         name=name,
         root=dataset_root(args.dataset_root, name),
         split=args.split,
-        language=args.language,
+        language=language,
         annotation_file=args.annotation_file,
         classnames=args.custom_classname_file,
         templates=args.custom_template_file,

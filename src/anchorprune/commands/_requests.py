@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from anchorprune.commands._data import data_spec
 from anchorprune.commands._flags import DEFAULT_OUTPUT, DEFAULT_PRETRAINED
-from anchorprune.datasets import dataset_root, default_task, expand_names
+from anchorprune.datasets import default_task, expand_names
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
 from anchorprune.files import lines_of, read_text
@@ -116,22 +117,7 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
     for (model, pretrained), (i, dataset), language in product(
         _models(args), enumerate(datasets), _as_list(args.language)
     ):
-        data = DataSpec(
-            name=dataset,
-            root=dataset_root(args.dataset_root, dataset),
-            split=args.split,
-            language=language,
-            annotation_file=args.annotation_file,
-            classnames=args.custom_classname_file,
-            templates=args.custom_template_file,
-            image_column=args.image_column,
-            caption_column=args.caption_column,
-            label_column=args.label_column,
-            cache_dir=args.wds_cache_dir,
-            limit=args.limit,
-            seed=args.seed,
-            skip_bad_images=args.skip_bad_images,
-        )
+        data = dataclasses.replace(data_spec(args, dataset, language), limit=args.limit, seed=args.seed)
         spec = ModelSpec(name=model, pretrained=pretrained, library=args.model_type, cache_dir=args.model_cache_dir)
         task = _task(args, data, i, len(datasets))
         requests.append(Request(model=spec, data=data, task=task, compute=compute))

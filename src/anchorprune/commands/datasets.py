@@ -56,7 +56,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UserError("datasets check: name the data sets to check, such as folder:my_photos")
     if args.num_workers < 0:
         raise FieldError("num_workers", args.num_workers, "must be 0 (no worker processes) or more")
-    specs = [data_spec(args, name) for name in expand_names(args.names)]
+    specs = [data_spec(args, name, args.language) for name in expand_names(args.names)]
     if len(specs) > 1:
         for spec in specs:  # nothing may fail after hours of another one
             check_dataset(spec, task_name(args, spec))

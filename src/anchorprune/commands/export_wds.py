@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     layout = Layout(args.image_format, args.max_count, args.max_size)
     if args.num_workers < 0:
         raise FieldError("num_workers", args.num_workers, "must be 0 (no worker processes) or more")
-    spec = data_spec(args, args.dataset)
+    spec = data_spec(args, args.dataset, args.language)
     task = "zeroshot_retrieval" if args.retrieval else task_name(args, spec)
 
     from anchorprune.datasets import open_dataset

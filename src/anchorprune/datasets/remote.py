@@ -53,8 +53,8 @@ class Files(ABC):
             raise UserError(f"{self.where(name)}: cannot be read as UTF-8 text ({one_line(err)}).") from err
 
 
-def is_url(root: str) -> bool:
-    return root.startswith(("http://", "https://"))
+def is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def files_at(root: str, cache_dir: str | None) -> Files:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from anchorprune.datasets.images import EXTENSIONS
+from anchorprune.datasets.remote import is_url
 from anchorprune.embeddings.files import in_folder, in_list, of_paths
 from anchorprune.embeddings.listing import Listing
-from anchorprune.embeddings.request import EncodeRequest, is_url
+from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.embeddings.tables import open_tables
 from anchorprune.embeddings.tars import open_tars
 from anchorprune.errors import FieldError

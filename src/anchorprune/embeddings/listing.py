@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from anchorprune.datasets.images import one_line
+from anchorprune.datasets.remote import is_url
 from anchorprune.datasets.sampling import BadImage
-from anchorprune.embeddings.request import is_url
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from anchorprune.datasets.remote import is_url
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, ModelSpec
 from anchorprune.strategies.base import Strategy
@@ -16,10 +17,6 @@ INPUT_FORMATS = ("auto", "folder", "tars", "table", "list")
 FORMATS = ("parquet", "npy")
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 VERSION = 1  # of `as_dict`'s form
-
-
-def is_url(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorprune.datasets.remote import download
+from anchorprune.datasets.remote import download, is_url
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.datasets.wds import EXTENSIONS, samples
 from anchorprune.embeddings.listing import Listing, beside, labels, read_file
-from anchorprune.embeddings.request import is_url
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import user_cache
