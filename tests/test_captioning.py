@@ -212,7 +212,7 @@ def test_a_missing_package_and_a_missing_java_are_each_one_line(
 
 def test_spice_that_cannot_be_fetched_is_refused_before_the_work_and_left_out_on_request(scorers: Path) -> None:
     captioning._scorers("").get_stanford_models = staticmethod((scorers / "nothing").read_text)
-    with pytest.raises(UserError, match=r"spice='yes': Stanford CoreNLP .* could not be had .*; spice='no' goes without it"):
+    with pytest.raises(UserError, match=r"Stanford CoreNLP .* could not be had .*; spice='no' goes without it"):
         Captioning().check()
     Captioning(spice="no").check()
 

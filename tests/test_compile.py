@@ -17,9 +17,9 @@ from torch._dynamo.testing import CompileCounter
 import anchorprune
 from anchorprune import UserError
 from anchorprune.pruning.record import Record
-from anchorprune.strategies import registry
+from anchorprune.strategies import standalone
 
-every_strategy = pytest.mark.parametrize("strategy", sorted(registry()))
+every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import anchorprune
 from anchorprune import towers
-from anchorprune.strategies import registry
+from anchorprune.strategies import standalone
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## A new tower, step by step")[1]
@@ -45,7 +45,7 @@ def test_the_halves_are_the_block(images: Tensor) -> None:
     conformance.test_the_two_halves_of_a_block_are_the_block("torchvision", images)
 
 
-@pytest.mark.parametrize("strategy", sorted(set(registry()) - {"coarse"}))
+@pytest.mark.parametrize("strategy", sorted(set(standalone()) - {"coarse"}))
 def test_every_strategy_prunes_it(strategy: str, images: Tensor) -> None:
     conformance.test_every_strategy_prunes_every_tower("torchvision", strategy, images)
     conformance.test_images_are_pruned_each_on_its_own("torchvision", strategy, images)

@@ -16,7 +16,7 @@ from torch import Tensor
 from anchorprune.evaluation.encoding import Encoder, EncodersInTurns
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.pruning.copies import sharing_copy
-from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies import make_strategy, standalone
 from anchorprune.strategies.base import Strategy
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32")
@@ -48,7 +48,7 @@ def test_together_they_give_what_each_gives_alone(clip: open_clip.CLIP, images: 
     assert torch.equal(together[1], features_of(clip, [None], images)[0])  # and the model is left unpruned
 
 
-@pytest.mark.parametrize("name", sorted(registry()))
+@pytest.mark.parametrize("name", sorted(standalone()))
 def test_every_strategy_can_go_on_from_the_unpruned_blocks(clip: open_clip.CLIP, images: Tensor, name: str) -> None:
     way = make_strategy(name, **SMALL[name])
     assert torch.equal(features_of(clip, [way, None], images)[0], features_of(clip, [way], images)[0])

@@ -29,7 +29,7 @@ from anchorprune.models.huggingface import Preprocess
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.pruning.export import ImageTower, check_format, image_tower_alone, read_about, runner
 from anchorprune.pruning.preprocessing import ResizeStraight, mean_and_std
-from anchorprune.strategies import registry
+from anchorprune.strategies import standalone
 from anchorprune.studies import export as exports
 
 onnx = pytest.importorskip("onnx")
@@ -40,8 +40,8 @@ BUNDLED = ModelSpec(name="anchorprune-demo", pretrained="bundled")
 # Every strategy in open_clip's tower, and strategies that need most of a tower in one of each kind of the others. All
 # of them in all towers take half an hour: ANCHORPRUNE_EXPORT_ALL=1.
 OPEN_CLIP = "open_clip"
-ALL = [(library, strategy) for library in (OPEN_CLIP, *LIBRARIES) for strategy in sorted(registry())]
-SUBSET = [(OPEN_CLIP, strategy) for strategy in sorted(registry())] + [
+ALL = [(library, strategy) for library in (OPEN_CLIP, *LIBRARIES) for strategy in sorted(standalone())]
+SUBSET = [(OPEN_CLIP, strategy) for strategy in sorted(standalone())] + [
     ("transformers CLIP", "coarse"),
     ("transformers SigLIP", "tome"),
     ("transformers DINOv2", "coarse"),

@@ -23,13 +23,13 @@ from torch.nn.utils import parametrize
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.strategies import registry
+from anchorprune.strategies import registry, standalone
 from anchorprune.towers import find_tower
 
 peft = pytest.importorskip("peft")
 
-INSIDE = sorted(name for name, cls in registry().items() if cls.acts == "inside")
-AT_INPUT = sorted(set(registry()) - set(INSIDE))
+INSIDE = sorted(name for name, cls in registry().items() if name in standalone() and cls.acts == "inside")
+AT_INPUT = sorted(set(standalone()) - set(INSIDE))
 
 
 def seeded_lora(model: nn.Module, targets: list[str]) -> Any:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.strategies import registry
+from anchorprune.strategies import standalone
 from anchorprune.towers import find_tower
 
-every_strategy = pytest.mark.parametrize("strategy", sorted(registry()))
+every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,12 @@ from torch import Tensor
 import anchorprune
 from anchorprune import UserError
 from anchorprune.pruning.cost import image_tower_flops
-from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies import make_strategy, standalone
 from anchorprune.tokens import Tokens, attention_from, attention_received, head_attention
 from anchorprune.towers import find_tower
 
 every_library = pytest.mark.parametrize("library", LIBRARIES)
-every_strategy = pytest.mark.parametrize("strategy", sorted(registry()))
+every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +264,7 @@ def test_gradients_flow_and_are_the_same_under_checkpointing(library: str, strat
 
 @pytest.mark.parametrize("library", ["transformers CLIP", "timm Eva, rotary"])
 # Not evit: what a token weighs in its fused token is a constant to the gradient, and moves a finite difference.
-@pytest.mark.parametrize("strategy", sorted(set(registry()) - {"evit"}))
+@pytest.mark.parametrize("strategy", sorted(set(standalone()) - {"evit"}))
 def test_gradients_are_those_of_finite_differences(library: str, strategy: str, images: Tensor) -> None:
     model = LIBRARIES[library]().double()
     images = images[:1].double()

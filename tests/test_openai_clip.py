@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.strategies import registry
+from anchorprune.strategies import standalone
 
 
 class Wrapped(nn.Module):
@@ -47,7 +47,7 @@ def test_a_resnet_of_it_is_refused_with_the_reason() -> None:
         anchorprune.prune(openai_clip((1, 1, 1, 1)), "random", keep_patches=3)
 
 
-@pytest.mark.parametrize("strategy", sorted(registry()))
+@pytest.mark.parametrize("strategy", sorted(standalone()))
 @torch.no_grad()
 def test_half_precision_weights_keep_the_same_tokens(strategy: str, images: Tensor) -> None:
     """Its `load` gives float16 on a GPU, with norms and embeddings in float32."""

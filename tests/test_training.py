@@ -17,7 +17,7 @@ from test_pruning import SMALL, every_strategy
 from torch import Tensor, nn
 
 import anchorprune
-from anchorprune.strategies import registry
+from anchorprune.strategies import standalone
 
 POSITIONS = {
     "open_clip": lambda model: (model, "positional_embedding"),
@@ -178,7 +178,7 @@ def test_the_last_pass_is_on_the_handle_after_checkpointed_training_too(strategy
 
 def test_backward_in_another_thread_belongs_to_the_pass_that_it_is_of(images: Tensor) -> None:
     """As on a GPU, where it runs in a thread that ran no forward pass."""
-    for strategy in sorted(registry()):
+    for strategy in sorted(standalone()):
         expected, found = [], []
         for threaded, gradients in ((False, expected), (True, found)):
             model = make_visual().train()

@@ -49,6 +49,7 @@ __version__ = "0.1.0"
 # Imported on first use (PEP 562): `anchorprune --help` must not wait for torch, nor `prune` for data sets and pages.
 _HOME = {
     "Anchor": "anchorprune.strategies.anchor",
+    "Calibrated": "anchorprune.strategies.calibrated",
     "ClsAttention": "anchorprune.strategies.cls_attention",
     "Coarse": "anchorprune.strategies.coarse",
     "Compute": "anchorprune.evaluation.request",
@@ -76,6 +77,7 @@ _HOME = {
     "UserError": "anchorprune.errors",
     "ZeroShotClassification": "anchorprune.tasks.zeroshot_classification",
     "apply_pruning_to_model": "anchorprune.pruning.injection",
+    "calibrate": "anchorprune.studies.calibrate",
     "compare": "anchorprune.studies.compare",
     "encode": "anchorprune.embeddings.run",
     "evaluate": "anchorprune.evaluation.engine",
@@ -93,6 +95,7 @@ _HOME = {
 __all__ = [
     "RECOMMENDED",
     "Anchor",
+    "Calibrated",
     "ClsAttention",
     "Coarse",
     "Compute",
@@ -120,6 +123,7 @@ __all__ = [
     "ZeroShotClassification",
     "__version__",
     "apply_pruning_to_model",
+    "calibrate",
     "compare",
     "encode",
     "evaluate",

@@ -6,7 +6,7 @@ A field's default says of what kind it is; its help and what a string may be sta
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -49,11 +49,19 @@ class Fields:
             elif field.default is None and value is not None:
                 object.__setattr__(self, field.name, _number(field.name, value, field.metadata["kind"]))
 
-    def values(self) -> dict[str, Any]:
-        """The fields as JSON holds them."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
-        }
+    def values(self, content: Callable[[str], str | None] | None = None) -> dict[str, Any]:
+        """The fields as JSON holds them.
+
+        Args:
+            content: gives what stands for a file's name where its content decides; None: the name does.
+        """
+        values = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if content and field.metadata.get("file"):
+                value = [content(each) for each in value] if isinstance(value, tuple) else value and content(value)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        return values
 
     def changed(self) -> dict[str, Any]:
         """The fields that are not their defaults."""

@@ -29,6 +29,7 @@ ORDER = (
     "rerun",
     "sweep",
     "tune",
+    "calibrate",
     "encode",
     "speed",
     "export",

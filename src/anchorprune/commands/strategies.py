@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from anchorprune import strategies
-from anchorprune.strategies.base import Strategy
+from anchorprune.strategies.base import CompositeStrategy, Strategy
 
 HELP = "list the strategies with their fields"
 WIDTH = 96
@@ -37,7 +37,8 @@ def listing() -> str:
 def _lines(cls: type[Strategy], recommended: bool) -> Iterator[str]:
     yield f"{cls.name} (recommended)" if recommended else cls.name
     yield from _wrapped(_summary(cls), "  ")
-    yield from _wrapped(f"Acts {_PLACES[cls.acts]}.", "  ")
+    place = "where the strategies do that it is made of" if issubclass(cls, CompositeStrategy) else _PLACES[cls.acts]
+    yield from _wrapped(f"Acts {place}.", "  ")
     fields = dataclasses.fields(cls)
     column = max((len(field.name) for field in fields), default=0) + len("    --") + 2
     for field in fields:
@@ -54,7 +55,7 @@ def _summary(cls: type[Strategy]) -> str:
 def _default(value: Any) -> str:
     """What a field is when it is not given, as it would be typed."""
     values = value if isinstance(value, tuple) else (value,)
-    return f"default: {' '.join(map(str, values))}" if values else "not given by default"
+    return f"default: {' '.join(map(str, values))}" if values not in ((), ("",)) else "not given by default"
 
 
 def _wrapped(text: str, first: str, rest: str | None = None) -> list[str]:

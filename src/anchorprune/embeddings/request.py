@@ -11,6 +11,7 @@ from typing import Any
 from anchorprune.datasets.remote import is_url
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, ModelSpec
+from anchorprune.files import fingerprint
 from anchorprune.strategies.base import Strategy
 
 INPUT_FORMATS = ("auto", "folder", "tars", "table", "list")
@@ -124,7 +125,7 @@ class EncodeRequest:
         The weights, what comes of the precision on a device, and the list of images are added to it when they are
         known (`store.Store`).
         """
-        strategy = self.pruning.as_dict() if self.pruning else {"strategy": None}
+        strategy = self.pruning.as_dict(_content) if self.pruning else {"strategy": None}
         coupled = self.pruning is not None and self.pruning.couples_batch
         return {
             "input": [each if is_url(each) else os.path.abspath(each) for each in self.input],
@@ -144,3 +145,8 @@ class EncodeRequest:
             "normalize": self.normalize,
             "rows_per_shard": self.rows_per_shard,
         }
+
+
+def _content(path: str) -> str:
+    """What stands for a strategy's file; its name where there is none."""
+    return fingerprint(path) if os.path.isfile(path) else path

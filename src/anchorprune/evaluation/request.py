@@ -163,13 +163,9 @@ class Request:
             "batch_size": compute.batch_size if self._batches_decide else None,
             "limit": data.limit,
             "seed": data.seed if data.limit or not model.pretrained or self.task.trains else None,
-            "pruning": self.pruning.as_dict() if self.pruning else None,
+            "pruning": self.pruning.as_dict(content) if self.pruning else None,
+            **self.task.values(content),
         }
-        for field in dataclasses.fields(self.task):
-            value = getattr(self.task, field.name)
-            if field.metadata.get("file"):
-                value = [content(each) for each in value] if isinstance(value, tuple) else content(value)
-            config[field.name] = value
         if (spec := repr(data)) not in known:
             known[spec] = json.dumps(stamp(data))
         if known[spec] != "null":

@@ -45,7 +45,8 @@ class Hooks:
         small_images: whether images come in `image_size` already, rather than in the tower's own.
     """
 
-    def __init__(self, tower: Tower, strategy: Strategy, passes: Passes, small_images: bool = False) -> None:
+    def __init__(self, tower: Tower, given: Strategy, passes: Passes, small_images: bool = False) -> None:
+        strategy, self._align = given.applied()
         self.tower, self.strategy, self.passes = tower, strategy, passes
         self._schedule = strategy.schedule(tower.num_patches, len(tower.blocks))
         self._coarse = self._grid(tower.grid, self._schedule)
@@ -109,6 +110,8 @@ class Hooks:
                 self._handles.append(part.register_forward_pre_hook(function, with_kwargs=True))
             for part, function in change.hooks:
                 self._handles.append(part.register_forward_hook(function))
+        if self._align is not None and self.drops:
+            self._handles.append(tower.module.register_forward_hook(self._aligned))
         for part, name in product(tower.parts, _WHOLE_GRID):
             if (own := getattr(part, name, None)) is not None:
                 self._shadow(part, name, partial(self._refuse, name, own))
@@ -278,6 +281,11 @@ class Hooks:
         if self._spares(number):
             tokens = tokens[:, : tower.num_prefix_tokens]
         return tower.returned(block, tower.tokens(tower.mlp_half(block, tokens)))
+
+    def _aligned(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Hook of the tower: its output with the features aligned, where tokens were dropped."""
+        assert self._align is not None
+        return self.tower.with_features(output, self._align)
 
     def kept_before(self, block: int | None) -> Int[Tensor, "B K"] | None:
         return self.passes.current.kept_before(block)

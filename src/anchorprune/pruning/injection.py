@@ -148,6 +148,7 @@ class Pruning:
             return
 
         check_layers(tower, strategy)
+        strategy.check_fits(tower.module)
         self._hooks = Hooks(tower, strategy, self._passes, small_images)
         self._install()
         if not self._hooks.drops:

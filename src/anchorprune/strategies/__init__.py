@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from anchorprune import plugins
 from anchorprune.errors import UserError, did_you_mean
-from anchorprune.strategies.base import Strategy
+from anchorprune.strategies.base import CompositeStrategy, Strategy
 
 # What `prune` takes when no strategy is named: the most accurate for its compute (docs/method.md).
 RECOMMENDED = "coarse"
@@ -20,6 +20,11 @@ RECOMMENDED = "coarse"
 def registry() -> dict[str, type[Strategy]]:
     """Every strategy of this folder and of installed packages, by name. UserError as in `plugins.found`."""
     return plugins.found(Strategy, __name__)  # type: ignore[type-abstract]
+
+
+def standalone() -> list[str]:
+    """The names of those that are made of no others, and so need nothing but a budget."""
+    return [name for name, cls in registry().items() if not issubclass(cls, CompositeStrategy)]
 
 
 def make_strategy(name: str, **fields: object) -> Strategy:

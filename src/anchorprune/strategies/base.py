@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,9 +18,11 @@ from anchorprune.fields import Fields, option
 from anchorprune.files import StrPath, unreadable, write_text
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from anchorprune.tokens import TokenPlan, Tokens
 
-__all__ = ["StepwiseStrategy", "Strategy", "cls_substitute_option", "falling", "option"]
+__all__ = ["CompositeStrategy", "StepwiseStrategy", "Strategy", "cls_substitute_option", "falling", "option"]
 
 VERSION = 1  # of `to_dict`'s form
 
@@ -85,14 +87,26 @@ class Strategy(Fields, ABC):
         budgets = self.budgets(num_patches, num_blocks)
         return budgets[2 * len(budgets) // 3]
 
+    def applied(self) -> tuple[Strategy, Callable[[Tensor], Tensor] | None]:
+        """The strategy that chooses the tokens, and what becomes of the tower's features `[B, D]` then; None: nothing.
+
+        Raises:
+            UserError: a file that it needs cannot be read.
+        """
+        return self, None
+
+    def check_fits(self, module: nn.Module) -> None:
+        """Raise UserError for an image tower that it was not made for."""
+        return
+
     @property
     def couples_batch(self) -> bool:
         """Whether what is kept of an image depends on which images are in its batch."""
         return False
 
-    def as_dict(self) -> dict[str, Any]:
-        """`{"strategy": name, field: value, …}`, as it stands in a result's JSON."""
-        return {"strategy": self.name, **self.values()}
+    def as_dict(self, content: Callable[[str], str | None] | None = None) -> dict[str, Any]:
+        """`{"strategy": name, field: value, …}`, as it stands in a result's JSON; `content` as in `values`."""
+        return {"strategy": self.name, **self.values(content)}
 
     def to_dict(self) -> dict[str, Any]:
         """`as_dict` with the version of its form, for a file of its own; `from_dict` reads both."""
@@ -131,6 +145,11 @@ class Strategy(Fields, ABC):
             return Strategy.from_dict(content)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class CompositeStrategy(Strategy, ABC):
+    """A strategy that other strategies choose the tokens for."""
 
 
 @dataclasses.dataclass(frozen=True)

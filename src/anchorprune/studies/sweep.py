@@ -20,7 +20,7 @@ from anchorprune.models.base import LoadedModel
 from anchorprune.progress import Reporting
 from anchorprune.pruning.budget import solve
 from anchorprune.report.frontier import Measured
-from anchorprune.strategies import Wanted, registry
+from anchorprune.strategies import Wanted, standalone
 from anchorprune.strategies.base import Strategy
 from anchorprune.studies.ways import UNPRUNED, Way, evaluate_ways, mean_scores, ways_of
 
@@ -150,7 +150,7 @@ def plan(
         solver = partial(preflight.solved, request.model)
     else:
         solver = partial(_solved, model)
-    return [UNPRUNED, *ways_of(list(registry()) if strategies is None else strategies, target_gmacs, solver)]
+    return [UNPRUNED, *ways_of(standalone() if strategies is None else strategies, target_gmacs, solver)]
 
 
 def _solved(model: LoadedModel, strategy: Strategy, target_gmacs: float | None) -> Strategy:

@@ -164,6 +164,12 @@ class Tower(ABC):
         """
         return Changes()
 
+    def with_features(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """What the tower gave, with its features `[B, D]` changed."""
+        if isinstance(output, tuple):  # the features, then the tokens
+            return (change(output[0]), *output[1:])
+        return change(output)
+
     def replaced(self, block: nn.Module) -> list[nn.Module]:
         """The modules of a block that the two halves stand in for, so that their own forward is not called.
 

@@ -102,6 +102,15 @@ class HuggingFaceTower(Tower):
         add = partial(add_to_logits, bias, "key_padding_mask", for_each_key)
         return Changes(pre_hooks=[(head.attention, add)])
 
+    def with_features(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        pooled = output[1] if isinstance(output, tuple) and len(output) > 1 else getattr(output, "pooler_output", None)
+        if pooled is None:
+            raise UserError(f"{kind_of(self.module)} gives tokens and no features of the image: nothing to align")
+        if isinstance(output, tuple):
+            return (output[0], change(pooled), *output[2:])
+        output.pooler_output = change(pooled)
+        return output
+
     def replaced(self, block: Any) -> list[nn.Module]:
         return [block, _attention(block)]
 

@@ -1,0 +1,51 @@
+"""`anchorprune calibrate`: what brings pruned features nearer to the unpruned ones, from unlabelled images."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from anchorprune.commands import _flags as flags
+from anchorprune.commands._flags import parse_strategies, say
+from anchorprune.commands._requests import single_request
+from anchorprune.files import check_output
+
+HELP = "measure on unlabelled images what pruning does to features, for --strategy calibrated to undo it"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument_group("what to calibrate")
+    own.add_argument(
+        "--strategies",
+        nargs="+",
+        metavar="SPEC",
+        default=["coarse"],
+        help="names, or names with flags in quotes such as 'coarse --keep_patches 43' (default: coarse)",
+    )
+    flags.add_targets(own)
+    own.add_argument(
+        "--out", metavar="FILE", default="calibration.safetensors", help="the file to write (default: %(default)s)"
+    )
+    flags.add_source_flags(parser)
+    flags.add_running_flags(parser)
+    flags.add_progress_flags(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Calibrate what the command line asks for, and write the file."""
+    request = single_request(args)
+    strategies = parse_strategies(args.strategies)
+
+    from anchorprune.studies.calibrate import calibrate
+
+    check_output(args.out, "out")
+    found = calibrate(
+        request,
+        strategies=strategies or (),
+        targets=args.targets,
+        progress=flags.reporting(args),
+        say=partial(say, args),
+    )
+    found.save(args.out)
+    print(found.to_text())
+    say(args, f"\n{args.out}: use it by --strategy calibrated --calibration {args.out}")
