@@ -32,8 +32,9 @@ import torch
 
 import anchorprune
 from anchorprune import Compute, EncodeRequest, ModelSpec, bundled
+from anchorprune.datasets.workers import in_batches
 from anchorprune.embeddings.inputs import open_input
-from anchorprune.embeddings.loading import Reader, loaded
+from anchorprune.embeddings.loading import Reader
 from anchorprune.embeddings.tower import PrunedTower
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.models import load
@@ -108,7 +109,7 @@ def alone(request: EncodeRequest, folder: str, repeats: int, encoder_ms: float |
         reader = Reader(listing, tower.transform, least=tower.least)
         batches = [range(i, min(i + size, len(listing))) for i in range(0, len(listing), size)]
         start = time.perf_counter()
-        read = list(loaded(reader, batches, num_workers=request.compute.num_workers))
+        read = list(in_batches(reader, batches, num_workers=request.compute.num_workers))
         found["decoding"].append(len(listing) / (time.perf_counter() - start))
         start = time.perf_counter()
         for _ in tower.encode(iter(read)):

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import json
 import random
 import re
 import tarfile
@@ -20,6 +21,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 from anchorprune.datasets import DataSpec, default_task
 from anchorprune.datasets.sampling import BadImage, choose, loader
 from anchorprune.errors import UserError
+from anchorprune.progress import Reporting, telling
 
 TRANSFORM = Compose([Resize(8), CenterCrop(8), lambda image: image.convert("RGB"), ToTensor()])
 
@@ -362,6 +364,18 @@ def test_a_url_gives_the_same_data_set_and_is_downloaded_once(site: str, root: P
     stored = [path for path in (tmp_path / "cache" / "anchorprune" / "wds").rglob("*") if path.is_file()]
     assert len(stored) == 6
     assert not [path for path in stored if path.suffix in (".part", ".tmp")]
+
+
+def test_a_download_says_how_far_it_is_as_one_wants_to_be_told(site: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with telling(Reporting(log_format="json")):
+        opened(site)
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    tars = [each for each in told if each["what"].endswith(".tar")]
+    assert tars
+    assert all(each["unit"] == "byte" and each["done"] == each["total"] for each in tars)
+    with telling(Reporting(log_format="json", quiet=True)):
+        opened(f"{site}/mirror")
+    assert not capsys.readouterr().err
 
 
 def test_the_default_task_of_a_url_is_what_its_files_say(site: str, root: Path) -> None:

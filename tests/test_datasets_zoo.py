@@ -25,6 +25,7 @@ from anchorprune.datasets import DataSpec, catalog, default_task, names
 from anchorprune.datasets.export import Layout
 from anchorprune.datasets.sampling import BadImage, loader
 from anchorprune.errors import UserError
+from anchorprune.progress import Reporting, telling
 
 builder = pytest.importorskip("clip_benchmark.datasets.builder")
 
@@ -277,14 +278,18 @@ def test_a_stream_is_copied_once_and_has_items_by_number(
 
 
 def test_a_copy_that_was_cut_off_goes_on_and_a_stream_that_is_short_is_refused(
-    stream: Path, monkeypatch: pytest.MonkeyPatch
+    stream: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("anchorprune.datasets.streams._LAYOUT", Layout("png", max_count=2))
     building(monkeypatch, Stream(3, promised=5))
     with pytest.raises(UserError, match=r"vtab/dtd.*gave 3 of the 5 images that it promises"):
         opened("vtab/dtd")
     building(monkeypatch, Stream(5))
-    assert opened("vtab/dtd").targets == [0, 1, 0, 1, 0]
+    capsys.readouterr()
+    with telling(Reporting(log_format="json")):
+        assert opened("vtab/dtd").targets == [0, 1, 0, 1, 0]
+        told = json.loads(next(line for line in capsys.readouterr().err.splitlines() if line.startswith("{")))
+    assert (told["what"], told["done"], told["total"]) == ("copying vtab/dtd", 5, 5)
 
 
 def test_names_of_ones_own_do_not_stay_in_the_copy(stream: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from torch.nn import functional as F
 
 import anchorprune
 from anchorprune import Coarse, Compute, EncodeRequest, LoadedModel, UserError
+from anchorprune.datasets.workers import in_batches
 from anchorprune.embeddings.fidelity import fidelity
 from anchorprune.embeddings.files import Files
-from anchorprune.embeddings.loading import Reader, loaded
+from anchorprune.embeddings.loading import Reader
 from anchorprune.embeddings.strings import Strings
 
 
@@ -176,13 +178,26 @@ class Slow(Files):
         return super().read(row)
 
 
-def test_an_image_that_takes_too_long_is_a_failure(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_takes_too_long_is_a_failure(photos: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     monkeypatch.setattr("anchorprune.embeddings.loading.SECONDS", 0.3)
     paths = [str(path) for path in sorted(photos.rglob("*.png"))]
     reader = Reader(Slow("", Strings(paths)), TRANSFORM)
-    batches = list(loaded(reader, [range(0, 4), range(4, 8)], num_workers=1))
+    batches = list(in_batches(reader, [range(0, 4), range(4, 8)], num_workers=workers))
     assert [batch.rows for batch in batches] == [[0, 1, 3], [4, 5, 6, 7]]
     assert [(row, reason) for row, _, reason in batches[0].failures] == [(2, "takes more than 0.3 s")]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_an_alarm_of_the_programs_own_is_left_alone(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anchorprune.embeddings.loading.SECONDS", 1e-9)
+    before = signal.signal(signal.SIGALRM, own := lambda *_: None)
+    try:
+        reader = Reader(Files("", Strings([str(next(photos.rglob("*.png")))])), TRANSFORM)
+        [batch] = in_batches(reader, [[0]], num_workers=0)
+        assert (batch.rows, signal.getsignal(signal.SIGALRM)) == ([0], own)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_first_failure_stops_where_that_is_asked_for(model: LoadedModel, photos: Path, tmp_path: Path) -> None:

@@ -237,6 +237,25 @@ def test_a_list_of_paths_is_read_line_by_line(model: LoadedModel, photos: Path, 
     assert pq.read_table(tmp_path / "out" / "failures.parquet")["id"].to_pylist() == ["photos/none.png"]
 
 
+def test_an_id_that_is_there_twice_is_said_and_is_two_rows(
+    model: LoadedModel, photos: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    names = [str(path) for path in sorted(photos.rglob("*.png"))[:3]]
+    for lines, said in (
+        (names, []),
+        ([*names, names[1]], [f"1 image has an id that is there already, such as {names[1]!r}; each is a row"]),
+        (
+            [*names, names[2], names[1], names[1]],
+            [f"3 images have an id that is there already, such as {names[2]!r}; each is a row"],
+        ),
+    ):
+        (tmp_path / "list.txt").write_text("\n".join(lines))
+        anchorprune.encode(request(tmp_path / "list.txt"), tmp_path / f"out{len(lines)}", model=model)
+        assert table(tmp_path / f"out{len(lines)}")["id"].to_pylist() == lines
+        assert [str(warning.message) for warning in recwarn] == said
+        recwarn.clear()
+
+
 def test_names_that_are_no_utf8_are_written_so_that_they_can_be_read(model: LoadedModel, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

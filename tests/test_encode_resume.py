@@ -20,6 +20,7 @@ from torchvision import transforms as T
 import anchorprune
 from anchorprune import Coarse, Compute, EncodeRequest, LoadedModel, ModelSpec, Thin, UserError
 from anchorprune.embeddings.request import DTYPES
+from anchorprune.progress import Reporting
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -118,6 +119,19 @@ def test_processes_share_the_work_by_whole_files(model: LoadedModel, photos: Pat
     assert (found["finished"], found["rows"], found["failures"]) == (True, 22, 1)
     anchorprune.encode(asked, tmp_path / "alone", model=model)
     assert pq.read_table(out / "embeddings").equals(pq.read_table(tmp_path / "alone" / "embeddings"))
+
+
+def test_a_process_of_several_says_that_it_counts_its_own_images(
+    model: LoadedModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    how = {"shard": (1, 3), "model": model, "reporting": Reporting(log_format="json"), "say": said.append}
+    anchorprune.encode(request(photos), tmp_path / "out", **how)
+    anchorprune.encode(request(photos), tmp_path / "out", **how)
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    counted = len(range(5, 10)) + len(range(20, 23))
+    assert (first["what"], first["done"], first["total"]) == ("encode, shard 1/3", counted, counted)
+    assert (second["done"], said) == (counted, [f"encode, shard 1/3: {counted} of {counted} images are done already"])
 
 
 def test_more_processes_than_files_is_no_error(model: LoadedModel, photos: Path, tmp_path: Path) -> None:

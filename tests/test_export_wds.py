@@ -150,8 +150,9 @@ def test_the_tars_are_cut_and_named_as_upstream_does(tmp_path: Path, limits: dic
                 raise IndexError
             return source.items[i]
 
-    monkeypatch.setattr(writer.torch.utils.data, "DataLoader", lambda dataset, **_: dataset)  # not eight processes
-    writer.convert_dataset(Pairs(), "test", str(tmp_path / "theirs"), image_format="png", verbose=False, **limits)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.torch.utils.data, "DataLoader", lambda dataset, **_: dataset)  # not eight processes
+        writer.convert_dataset(Pairs(), "test", str(tmp_path / "theirs"), image_format="png", verbose=False, **limits)
     exported(f"folder:{folder}", tmp_path / "ours", image_format="png", **limits)
     ours, theirs = tree(tmp_path / "ours"), tree(tmp_path / "theirs")
     assert set(ours) == {*theirs, "test/export.json"}

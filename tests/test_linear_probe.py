@@ -356,6 +356,24 @@ def test_several_data_sets_have_a_train_split_each(world: World, photos: Path) -
     assert "--train_split a b c: give one for all data sets, or one for each of the 2" in outcome.err[-1]
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--train_split", "train", "learn"], "--train_split learn: "),
+        (["--train_split", "train", "test", "--val_split", "val", "held"], "--val_split held: "),
+    ],
+)
+def test_a_split_that_one_of_several_data_sets_lacks_is_found_before_the_first_is_evaluated(
+    world: World, photos: Path, flags: list[str], says: str
+) -> None:
+    colours(Path("other") / "test", 1, seed=6)
+    names = [*world.model, "--dataset", f"folder:{photos}", "folder:other", *PROBE, "--output", "{dataset}.json"]
+    outcome = command("eval", *names, *flags)
+    assert (outcome.code, len(outcome.err)) == (2, 1), outcome.err
+    assert says in outcome.err[0]
+    assert not list(Path().glob("*.json"))
+
+
 def test_a_flat_folder_has_no_train_split(world: World) -> None:
     outcome = command("eval", *world.model, *world.things, *PROBE)
     assert (outcome.code, len(outcome.err)) == (2, 1)

@@ -116,6 +116,7 @@ def test_the_first_rank_alone_speaks_and_writes(here: Path) -> None:
     Path("three").mkdir()
     assert command("eval", *flags, "--output", "one/r.json").code == 0
     ours = [*flags, "--output", "three/r.json", "--shard_samples", "--skip_existing"]
+    ours += ["--log_format", "json", "--log_every", "99"]
     run = torchrun(3, "-m", "anchorprune", "eval", *ours)
     assert run.returncode == 0, run.stderr[-4000:]
     assert sorted(tree(Path("three"))) == ["r.json", "r.outcomes.npz"]
@@ -123,6 +124,8 @@ def test_the_first_rank_alone_speaks_and_writes(here: Path) -> None:
     running, summary, end = run.stdout.splitlines()
     assert (running[:9], end) == ("Running '", "Dump results to: three/r.json")
     assert "on 7 of 7 images" in summary
+    (told,) = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("{")]
+    assert (told["what"], told["done"], told["total"]) == ("wds/seven, rank 0 of 3", 3, 3)
     again = torchrun(2, "-m", "anchorprune", "eval", *ours)
     assert (again.returncode, again.stdout) == (0, "Skip three/r.json, exists already.\n"), again.stderr
 

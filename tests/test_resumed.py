@@ -135,7 +135,11 @@ def test_what_a_pass_has_found_is_written_before_the_next_begins(world: World, m
     assert {path.name for path in Path("out").glob("*.json")} == {"unpruned.json", "tome_r_2.json"}
     assert not Path("out/sweep.csv").exists()
     seen = passes(monkeypatch)
-    assert command(*flags, "--skip_existing").code == 0
+    again = command(*flags, "--skip_existing")
+    assert again.code == 0
+    running = [line.partition(": ")[2] for line in again.out if line.startswith("Running")]
+    draws = ["", " --draw_seed 1", " --draw_seed 2"]
+    assert running == ["thin --keep_patches 6", *(f"random --keep_patches 5{draw}" for draw in draws)]
     assert [[pruning.name for pruning in of_pass] for of_pass in seen] == [["thin"], ["random"], ["random"], ["random"]]
     with open("out/sweep.csv", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 4
@@ -164,6 +168,9 @@ def test_several_models_and_data_sets_have_a_folder_each_and_a_table_of_all(
         assert {"unpruned.json", "tome_r_2.json", "sweep.csv", "sweep.png", "report.html"} <= written
     with open("out/sweep.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    running = [line for line in outcome.out if line.startswith("Running")]
+    assert len(running) == 4
+    assert all(line.endswith(": unpruned, tome --r 2") for line in running)
     assert {(row["pretrained"], row["dataset"], row["strategy"]) for row in rows} == {
         (str(weights), name, strategy)
         for weights in (world.weights, other)

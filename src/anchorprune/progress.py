@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO
@@ -35,14 +37,40 @@ class Reporting:
         if self.log_format not in FORMATS:
             raise FieldError("log_format", self.log_format, f"choose one of {', '.join(FORMATS)}")
 
-    def of(self, what: str, total: int, *, done: int = 0, unit: str = "image") -> Progress:
-        """The progress of `what`, of which `done` of `total` were there before; on standard error."""
-        return Progress(self, what, total, done, unit, sys.stderr)
+    def of(self, what: str, total: int | None, *, done: int = 0, unit: str = "image", leave: bool = True) -> Progress:
+        """The progress of `what`, of which `done` of `total` were there before; on standard error.
+
+        Args:
+            total: None where nobody knows.
+            unit: what is counted, in the singular; a `byte` is shown in MB.
+            leave: whether the bar stays when the work is done.
+        """
+        return Progress(self, what, total, done, unit, sys.stderr, leave=leave)
+
+
+QUIET = Reporting(quiet=True)
+BARS = Reporting(log_every=0)  # and without a terminal nothing
+_how: ContextVar[Reporting] = ContextVar("reporting", default=BARS)
+
+
+@contextmanager
+def telling(how: Reporting) -> Iterator[None]:
+    """What is opened within may take long, by a download, and tells so."""
+    before = _how.set(how)
+    try:
+        yield
+    finally:
+        _how.reset(before)
+
+
+def as_told() -> Reporting:
+    """How the caller of what opens data wants to be told; bars, where nobody has said it."""
+    return _how.get()
 
 
 def reporting_of(progress: bool | Reporting) -> Reporting:
     """What `progress` means in calls that take both: True, a bar where standard error is a terminal; False, nothing."""
-    return progress if isinstance(progress, Reporting) else Reporting(log_every=0, quiet=not progress)
+    return progress if isinstance(progress, Reporting) else BARS if progress else QUIET
 
 
 class Progress:
@@ -52,11 +80,12 @@ class Progress:
         self,
         how: Reporting,
         what: str,
-        total: int,
+        total: int | None,
         done: int,
         unit: str,
         stream: TextIO,
         clock: Callable[[], float] = time.monotonic,
+        leave: bool = True,
     ) -> None:
         self.how, self.what, self.total, self.done, self.unit = how, what, total, done, unit
         self._stream, self._clock = stream, clock
@@ -68,7 +97,17 @@ class Progress:
             from tqdm import tqdm
 
             self._lines = False
-            self._bar = tqdm(total=total, initial=done, unit=unit, desc=what, smoothing=0.05, file=stream)
+            large = unit == "byte"
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                unit="B" if large else unit,
+                unit_scale=large,
+                desc=what,
+                smoothing=0.05,
+                file=stream,
+                leave=leave,
+            )
 
     def update(self, n: int) -> None:
         """So many more are done."""
@@ -97,7 +136,7 @@ class Progress:
 
     def _tell(self, event: str) -> None:
         rate = self.per_second
-        left = (self.total - self.done) / rate if rate else None
+        left = (self.total - self.done) / rate if rate and self.total is not None else None
         if self.how.log_format == "json":
             line = json.dumps(
                 {
@@ -112,12 +151,23 @@ class Progress:
                 }
             )
         else:
-            line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s, {rate:.1f} {self.unit}s/s"
+            line = f"{self.what}: {self._amount(rate)}"
             if event == "progress" and left is not None:
                 line += f", {_span(left)} left"
             elif event == "stopped":
                 line += ", stopped"
         print(line, file=self._stream, flush=True)
+
+    def _amount(self, rate: float) -> str:
+        """`200 of 1,000 images, 10.0 images/s`, or `1.5 of 2.0 MB, 0.5 MB/s`."""
+        large = self.unit == "byte"
+        unit = "MB" if large else f"{self.unit}s"
+        done, total = (
+            None if count is None else f"{count / 1e6:,.1f}" if large else f"{count:,}"
+            for count in (self.done, self.total)
+        )
+        of_total = "" if total is None else f" of {total}"
+        return f"{done}{of_total} {unit}, {rate / (1e6 if large else 1):.1f} {unit}/s"
 
 
 def _span(seconds: float) -> str:

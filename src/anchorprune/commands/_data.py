@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from anchorprune.commands._flags import add_column_flags
+from anchorprune.commands._flags import add_column_flags, add_progress_flags
 from anchorprune.datasets import dataset_root, default_task
 from anchorprune.datasets.base import DataSpec
 
@@ -29,6 +29,7 @@ def add_data_flags(parser: argparse._ActionsContainer) -> None:
     add_column_flags(parser)
     add("--num_workers", default=4, type=int, help="processes that decode images (default: %(default)s)")
     add("--quiet", dest="verbose", action="store_false", help="print nothing but results, warnings and errors")
+    add_progress_flags(parser)
 
 
 def data_spec(args: argparse.Namespace, name: str, language: str) -> DataSpec:

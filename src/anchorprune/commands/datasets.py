@@ -7,7 +7,9 @@ import dataclasses
 import json
 
 from anchorprune.commands._data import add_data_flags, data_spec, task_name
+from anchorprune.commands._flags import reporting
 from anchorprune.errors import FieldError, UserError
+from anchorprune.progress import telling
 
 HELP = "list the data sets, or check every sample of some"
 
@@ -62,8 +64,9 @@ def _check(args: argparse.Namespace) -> int:
             check_dataset(spec, task_name(args, spec))
     reports = []
     for spec in specs:
-        dataset = open_dataset(spec, size_of, task_name(args, spec))
-        reports.append(check_samples(dataset, spec, num_workers=args.num_workers, progress=args.verbose))
+        with telling(how := reporting(args)):
+            dataset = open_dataset(spec, size_of, task_name(args, spec))
+        reports.append(check_samples(dataset, spec, num_workers=args.num_workers, progress=how))
         if args.format == "text":
             print(reports[-1].to_text(), flush=True)
     if args.format == "json":

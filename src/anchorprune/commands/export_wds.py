@@ -6,9 +6,10 @@ import argparse
 import shlex
 
 from anchorprune.commands._data import add_data_flags, data_spec, task_name
-from anchorprune.commands._flags import say
+from anchorprune.commands._flags import reporting, say
 from anchorprune.datasets.export import FORMATS, Layout
 from anchorprune.errors import FieldError
+from anchorprune.progress import telling
 
 HELP = "write a data set as a webdataset in clip-benchmark's layout"
 
@@ -51,13 +52,14 @@ def run(args: argparse.Namespace) -> None:
     from anchorprune.datasets import open_dataset
     from anchorprune.datasets.export import export_wds, unchanged
 
-    dataset = open_dataset(spec, unchanged, task)
+    with telling(how := reporting(args)):
+        dataset = open_dataset(spec, unchanged, task)
     for flag, kind in (("retrieval", "captions"), ("multilabel", "labels")):
         if getattr(args, flag) and dataset.kind != kind:
             raise FieldError("dataset", spec.name, f"has {dataset.kind}, and {flag} asks for {kind}; leave it out")
     if isinstance(dataset.templates, dict):
         say(args, "Prompts of single classes have no place in the layout; give --custom_template_file to eval.")
-    done = export_wds(dataset, spec, args.output, layout, num_workers=args.num_workers, progress=args.verbose)
+    done = export_wds(dataset, spec, args.output, layout, num_workers=args.num_workers, progress=how)
     for key, reason in done.bad:
         say(args, f"passed over: {key}: {reason}")
     said = f"{done.tars} tar{'s' if done.tars > 1 else ''} of {spec.name} ({spec.split}) in {args.output}"

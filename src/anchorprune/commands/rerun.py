@@ -8,7 +8,7 @@ import math
 import sys
 from typing import Any
 
-from anchorprune.commands._flags import say
+from anchorprune.commands._flags import add_progress_flags, reporting, say
 from anchorprune.errors import UserError
 from anchorprune.files import check_output
 
@@ -21,6 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="another device than the result's")
     parser.add_argument("--num_workers", default=None, type=int, help="another number of processes that decode images")
     parser.add_argument("--quiet", dest="verbose", action="store_false", help="print only what differs")
+    add_progress_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     preflight.check([request])
     say(args, f"anchorprune eval {' '.join(request.flags())}")
-    after = evaluate(request, keep_scores=False, progress=args.verbose)
+    after = evaluate(request, keep_scores=False, progress=reporting(args))
     if args.output:
         after.save(args.output)
     if (now := request.hash()) != before["config_hash"]:

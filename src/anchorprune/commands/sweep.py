@@ -155,7 +155,15 @@ def _not_done(args: argparse.Namespace, files: dict[Request, Path]) -> dict[Requ
 
 def _announce(args: argparse.Namespace, jobs: int, job: Job) -> None:
     if jobs > 1:
-        say(args, f"Running {job.title}: {len(job.requests)} ways")
+        say(args, f"Running {job.title}: {_ways(job)}")
+
+
+def _ways(job: Job) -> str:
+    """Those of the job by their names; of many the first, since all of them were listed before."""
+    prunings = [request.pruning for request in job.requests]
+    names = ["unpruned" if way is None else f"{way.name} {way.flags()}".rstrip() for way in prunings]
+    more = len(names) - WAYS_ON_RAY
+    return ", ".join(names[:WAYS_ON_RAY]) + (f" and {more} more way{'s' * (more > 1)}" if more > 0 else "")
 
 
 def _report(args: argparse.Namespace, folder: Path, swept: list[_Swept]) -> None:

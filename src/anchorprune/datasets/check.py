@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchorprune.datasets.base import DataSpec, EvalDataset
 from anchorprune.datasets.sampling import loader
+from anchorprune.progress import Reporting, reporting_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,19 +57,18 @@ class Report:
         return "\n".join([*lines, *(f"  bad: {key}: {reason}" for key, reason in self.bad)])
 
 
-def check_samples(dataset: EvalDataset, spec: DataSpec, *, num_workers: int = 0, progress: bool = False) -> Report:
+def check_samples(
+    dataset: EvalDataset, spec: DataSpec, *, num_workers: int = 0, progress: bool | Reporting = False
+) -> Report:
     """Reads every sample of a data set that was opened with the transform `size_of`, in worker processes."""
-    from tqdm import tqdm
-
     report = Report(spec.name, spec.split, dataset.kind, len(dataset))
     counts: Counter[int] = Counter()
     texts: list[int] = []
     batches = loader(dataset, range(len(dataset)), batch_size=_BATCH, num_workers=num_workers)
-    quiet = not progress or not sys.stderr.isatty()
-    with tqdm(total=len(dataset), unit="image", disable=quiet, desc=spec.name, smoothing=0.05) as bar:
+    with reporting_of(progress).of(spec.name, len(dataset)) as told:
         for batch in batches:
             report.bad += batch.bad
-            bar.update(len(batch.indices) + len(batch.bad))
+            told.update(len(batch.indices) + len(batch.bad))
             if batch.images is None:
                 continue
             if batch.images.shape[-1] == 2:  # not so where a source made tensors of its own

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,8 +21,10 @@ from anchorprune.datasets.encoded import EncodedItems
 from anchorprune.datasets.images import decode, one_line
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.datasets.wds import last_key
+from anchorprune.datasets.workers import in_batches
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import replacing, write_text
+from anchorprune.progress import Reporting, reporting_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +81,13 @@ class Exported:
 
 
 def export_wds(
-    dataset: EvalDataset, spec: DataSpec, output: str, layout: Layout, *, num_workers: int = 0, progress: bool = False
+    dataset: EvalDataset,
+    spec: DataSpec,
+    output: str,
+    layout: Layout,
+    *,
+    num_workers: int = 0,
+    progress: bool | Reporting = False,
 ) -> Exported:
     """Writes the data set, opened by `spec` with a transform that leaves images as they are, to `output`/SPLIT.
 
@@ -238,6 +245,13 @@ class _Samples:
         except BadImage as err:
             return index, err
 
+    def collate(self, samples: list[Any]) -> Any:
+        (sample,) = samples
+        return sample
+
+    def lost(self, index: int, reason: str) -> tuple[int, BadImage]:
+        return index, BadImage(reason)
+
     def _parts(self, index: int) -> Parts:
         from PIL.Image import Image
 
@@ -254,23 +268,13 @@ class _Samples:
         return parts_of(image, target, self.kind, asked or "webp")
 
 
-def _loaded(samples: _Samples, first: int, num_workers: int, progress: bool) -> Iterator[tuple[int, Any]]:
-    from torch.utils.data import DataLoader
-    from tqdm import tqdm
-
-    loader: DataLoader[Any] = DataLoader(
-        samples,  # type: ignore[arg-type]  # map-style by its methods
-        batch_size=1,
-        sampler=range(first, len(samples)),
-        num_workers=min(num_workers, len(samples) - first),
-        collate_fn=_only,
-    )
-    quiet = not progress or not sys.stderr.isatty()
-    yield from tqdm(loader, initial=first, total=len(samples), unit="image", disable=quiet, smoothing=0.05)
-
-
-def _only(batch: list[Any]) -> Any:
-    return batch[0]
+def _loaded(samples: _Samples, first: int, num_workers: int, progress: bool | Reporting) -> Iterator[tuple[int, Any]]:
+    left = range(first, len(samples))
+    loader = in_batches(samples, ([row] for row in left), num_workers=min(num_workers, len(left)))
+    with reporting_of(progress).of(samples.name, len(samples), done=first) as told:
+        for sample in loader:
+            yield sample
+            told.update(1)
 
 
 @contextmanager

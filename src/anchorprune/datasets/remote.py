@@ -14,6 +14,7 @@ from typing import IO
 from anchorprune.datasets.images import one_line
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import read_text, replacing, user_cache
+from anchorprune.progress import as_told
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20  # bytes
@@ -121,8 +122,6 @@ def download(url: str, path: Path) -> bool:
 
     Raises UserError, naming the URL, for every other failure to get it, and OSError for one to write it.
     """
-    from tqdm import tqdm
-
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "anchorprune"})
         answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
@@ -139,11 +138,11 @@ def download(url: str, path: Path) -> bool:
         with (
             answer,
             unfinished.open("wb") as out,
-            tqdm(total=total, desc=path.name, unit="B", unit_scale=True, leave=False, disable=None) as bar,
+            as_told().of(path.name, total, unit="byte", leave=False) as told,
         ):
             while chunk := _read(answer, url):
                 out.write(chunk)
-                bar.update(len(chunk))
+                told.update(len(chunk))
             size = out.tell()
         if total is not None and size != total:  # urllib reports no connection that ends early
             raise _failed(url, f"the connection ended after {size} of {total} bytes")

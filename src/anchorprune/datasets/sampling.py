@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from anchorprune.datasets.workers import in_batches
 from anchorprune.errors import FieldError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.utils.data import DataLoader
 
     from anchorprune.datasets.base import EvalDataset
 
@@ -86,6 +86,9 @@ class _Chosen:
             return position, None, BadImage(f"{type(err).__name__}: {err}")
         return position, image, target
 
+    def lost(self, position: int, reason: str) -> tuple[int, Any, Any]:
+        return position, None, BadImage(reason)
+
     def collate(self, samples: list[tuple[int, Any, Any]]) -> Batch:
         import torch
 
@@ -109,29 +112,18 @@ def _of_a_decoder(err: BaseException) -> bool:
     return any(name == "PIL.ImageFile" or (name[:4] == "PIL." and name.endswith("ImagePlugin")) for name in modules)
 
 
-def loader(dataset: EvalDataset, indices: Sequence[int], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """A DataLoader (it has a length) that yields a `Batch` for every `batch_size` of the chosen samples.
+def loader(dataset: EvalDataset, indices: Sequence[int], *, batch_size: int, num_workers: int) -> Iterator[Batch]:
+    """A `Batch` for every `batch_size` of the chosen samples.
 
     The order is that of `indices`, and the batches are the same for any number of workers. A `BadImage` lands
-    in `Batch.bad`; any other exception propagates.
+    in `Batch.bad`, and so does what kills the process that reads it; any other exception propagates.
 
     Raises UserError for a batch size below 1 or a negative number of workers.
     """
-    import torch
-    from torch.utils.data import DataLoader
-
     if batch_size < 1:
         raise FieldError("batch_size", batch_size, "give a number of images from 1 up.")
     if num_workers < 0:
         raise FieldError("num_workers", num_workers, "give 0 (no worker processes) or more.")
     chosen = _Chosen(dataset, indices)
-    batches = -(-len(chosen) // batch_size)
-    return DataLoader(
-        chosen,  # type: ignore[arg-type]  # map-style by its methods
-        batch_size=batch_size,
-        shuffle=False,
-        num_workers=min(num_workers, batches),
-        collate_fn=chosen.collate,
-        # its own generator: reading data must not advance the global one that a strategy may draw from
-        generator=torch.Generator(),
-    )
+    batches = [range(len(chosen))[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+    return in_batches(chosen, batches, num_workers=min(num_workers, len(batches)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from anchorprune.datasets.wds import open_wds
 from anchorprune.datasets.zoo import build_upstream, class_names
 from anchorprune.errors import FieldError
 from anchorprune.files import user_cache, write_text
+from anchorprune.progress import as_told
 
 # Of each prefix what has to be there, as it is imported and as it is installed.
 _PACKAGES = {
@@ -81,8 +81,6 @@ def _is_copied(root: Path, spec: DataSpec) -> bool:
 
 def _copy(spec: DataSpec, root: Path) -> None:
     """Reads the stream into the cache; what is there of an earlier, interrupted copy stays."""
-    from tqdm import tqdm
-
     # its own names and prompts: the user's take their place when it is opened
     own = dataclasses.replace(spec, classnames=None, templates=None)
     stream = build_upstream(own, unchanged, "zeroshot_classification")
@@ -94,12 +92,14 @@ def _copy(spec: DataSpec, root: Path) -> None:
         found, first = next_sample(folder)
 
         def samples() -> Iterator[tuple[int, Parts]]:
-            bar = tqdm(stream, total=len(stream), unit="image", desc=f"copying {spec.name}", disable=None)
-            for index, (image, target) in itertools.islice(enumerate(bar), first, None):
-                try:
-                    yield index, parts_of(image, target, "classes", str(_LAYOUT.image_format))
-                except BadImage as err:
-                    raise FieldError("dataset", spec.name, f"item {index} {err}") from err
+            with as_told().of(f"copying {spec.name}", len(stream)) as told:
+                for index, (image, target) in enumerate(stream):
+                    if index >= first:
+                        try:
+                            yield index, parts_of(image, target, "classes", str(_LAYOUT.image_format))
+                        except BadImage as err:
+                            raise FieldError("dataset", spec.name, f"item {index} {err}") from err
+                    told.update(1)
 
         tars = write_tars(samples(), folder, found, _LAYOUT)
         copied = next_sample(folder)[1]

@@ -1,24 +1,25 @@
-"""Images read and decoded in worker processes, a bounded number of batches ahead."""
+"""How an image of a listing is read and decoded, and what becomes of those of a batch."""
 
 from __future__ import annotations
 
 import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from anchorprune.datasets.images import decode, one_line
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.embeddings.listing import Listing
 
-SECONDS = 120.0  # that one image may take in a worker; a photograph takes less than one
+SECONDS = 120.0  # that one image may take; a photograph takes less than one
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Loaded:
 
 @dataclass
 class Reader:
-    """What a worker does with the rows of a batch.
+    """What a worker does with a row.
 
     Attributes:
         columns: what is read beside each image.
@@ -67,25 +68,38 @@ class Reader:
     needed: str | None = None
     least: tuple[int, int] | None = None
 
-    def __getitems__(self, rows: list[int]) -> Loaded:
-        batch = Loaded([], None, {name: [] for name in self.columns}, [], 0.0, 0.0)
-        images = []
+    def __getitem__(self, row: int) -> Loaded:
+        one = Loaded([], None, {}, [], 0.0, 0.0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, on what is odd about a file
-            for row in rows:
-                try:
-                    with _in_time():
-                        image, values = self._row(row, batch)
-                except BadImage as error:
-                    batch.failures.append((row, shown(self.listing.ids[row]), shown(str(error))))
-                    continue
-                batch.rows.append(row)
-                images.append(image)
-                for name, value in values.items():
-                    batch.columns[name].append(value)
-        if images:
-            batch.images = torch.stack(images)
-        return batch
+            try:
+                with _in_time():
+                    image, values = self._row(row, one)
+            except BadImage as error:
+                return self._failed(one, row, str(error))
+        one.rows, one.images = [row], image[None]
+        one.columns = {name: [value] for name, value in values.items()}
+        return one
+
+    def collate(self, samples: list[Loaded]) -> Loaded:
+        """Those of a batch as one."""
+        images = [one.images for one in samples if one.images is not None]
+        good = [one for one in samples if one.rows]
+        return Loaded(
+            rows=[row for one in good for row in one.rows],
+            images=torch.cat(images) if images else None,
+            columns={name: [value for one in good for value in one.columns[name]] for name in self.columns},
+            failures=[failure for one in samples for failure in one.failures],
+            reading=sum(one.reading for one in samples),
+            decoding=sum(one.decoding for one in samples),
+        )
+
+    def lost(self, row: int, reason: str) -> Loaded:
+        return self._failed(Loaded([], None, {}, [], 0.0, 0.0), row, reason)
+
+    def _failed(self, one: Loaded, row: int, reason: str) -> Loaded:
+        one.failures = [(row, shown(self.listing.ids[row]), shown(reason))]
+        return one
 
     def _row(self, row: int, batch: Loaded) -> tuple[Tensor, dict[str, Any]]:
         start = time.perf_counter()
@@ -109,8 +123,8 @@ class Reader:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """BadImage for what takes too long: some images are made to. In workers only, where nobody else sets an alarm."""
-    if get_worker_info() is None or not hasattr(signal, "setitimer"):
+    """BadImage for what takes too long: some images are made to. Where an alarm can be set that is nobody else's."""
+    if not _may_set_alarm():
         yield
         return
 
@@ -126,32 +140,14 @@ def _in_time() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def loaded(
-    reader: Reader, batches: Iterable[Sequence[int]], *, num_workers: int, pin_memory: bool = False
-) -> Iterator[Loaded]:
-    """The rows of each of `batches`, in order; each worker is two batches ahead at most."""
-    yield from DataLoader(
-        reader,  # type: ignore[arg-type]  # map-style by its methods
-        batch_sampler=_Sampler(batches),
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin_memory,
-        # its own generator: reading must not advance the global one that a strategy may draw from
-        generator=torch.Generator(),
-    )
-
-
-class _Sampler:
-    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches:
-            yield list(batch)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _may_set_alarm() -> bool:
+    """In a worker; without workers in the main thread, unless the program has an alarm of its own."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        return False
+    if get_worker_info() is not None:
+        return True
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL and not signal.getitimer(signal.ITIMER_REAL)[0]
 
 
 def shown(text: str) -> str:

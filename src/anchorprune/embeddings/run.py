@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from anchorprune.datasets.sampling import choose
+from anchorprune.datasets.workers import in_batches
 from anchorprune.embeddings.fidelity import fidelity
 from anchorprune.embeddings.inputs import open_input
 from anchorprune.embeddings.listing import Listing
-from anchorprune.embeddings.loading import Loaded, Reader, loaded, shown
+from anchorprune.embeddings.loading import Loaded, Reader, shown
 from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.embeddings.tower import Encoded, PrunedTower
 from anchorprune.errors import FieldError, UserError
@@ -27,13 +28,11 @@ from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import StrPath, output_folder
 from anchorprune.models import library, load
 from anchorprune.models.base import LoadedModel
-from anchorprune.progress import Reporting
+from anchorprune.progress import QUIET, Reporting, telling
 from anchorprune.pruning.copies import sharing_copy
 
 if TYPE_CHECKING:
     from anchorprune.embeddings.store import Store
-
-QUIET = Reporting(quiet=True)
 
 
 def encode(
@@ -82,9 +81,14 @@ def encode(
     from anchorprune.embeddings.store import Store  # which imports pyarrow
 
     with output_folder("out", out, "encode.json") as folder:
-        listing = open_input(request)
+        with telling(reporting):
+            listing = open_input(request)
         if listing.left_out:
             warnings.warn(f"{listing.left_out}: left out", stacklevel=2)
+        count, first = listing.ids.repeated()
+        if count:
+            what = "1 image has" if count == 1 else f"{count:,} images have"
+            warnings.warn(f"{what} an id that is there already, such as {first!r}; each is a row", stacklevel=2)
         types = listing.types(request.columns)
         if request.texts and "string" not in str(of_texts := types[request.texts]):
             raise FieldError("texts", request.texts, f"is a column of {of_texts}; texts are what is encoded")
@@ -111,7 +115,7 @@ def encode(
                 store.keep_check(job.check(check))
                 say(_of_check(store.check() or {}))
             try:
-                job.run(range(rank, store.shards, world), reporting, say)
+                job.run(shard, reporting, say)
             finally:
                 summary = store.sum_up()
         finally:
@@ -221,10 +225,12 @@ class _Job:
     tower: PrunedTower
     store: Store
 
-    def run(self, mine: Sequence[int], reporting: Reporting, say: Callable[[str], None]) -> None:
-        """These output shards, as far as they are not finished."""
+    def run(self, share: tuple[int, int], reporting: Reporting, say: Callable[[str], None]) -> None:
+        """The output shards of (rank, world), as far as they are not finished."""
+        rank, world = share
+        name = f"encode, shard {rank}/{world}" if world > 1 else "encode"  # of which the images are counted
         todo, failed, there = [], 0, 0
-        for shard in mine:
+        for shard in range(rank, self.store.shards, world):
             if (record := self.store.record(shard)) is None:
                 todo.append(shard)
             else:
@@ -232,8 +238,8 @@ class _Job:
                 there += self._size(shard)
         total = there + sum(map(self._size, todo))
         if there:
-            say(f"{there:,} of {total:,} images are done already")
-        with reporting.of("encode", total, done=there) as progress:
+            say(f"{name}: {there:,} of {total:,} images are done already")
+        with reporting.of(name, total, done=there) as progress:
             encoded = self.tower.encode(self._loaded(self.tower, self._batches(todo)))
             for shard in todo:
                 part = _Part(shard, time.perf_counter(), self.listing)
@@ -283,7 +289,7 @@ class _Job:
         needed = None if images_only else self.request.texts
         reader = Reader(self.listing, tower.transform, columns, needed, tower.least)
         pin = tower.runtime.device.type == "cuda"
-        return loaded(reader, batches, num_workers=self.request.compute.num_workers, pin_memory=pin)
+        return in_batches(reader, batches, num_workers=self.request.compute.num_workers, pin_memory=pin)
 
     def _allow(self, failed: int, total: int, latest: tuple[int, str, str]) -> None:
         """UserError where the request does not allow so many failures."""

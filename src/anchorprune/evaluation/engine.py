@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from anchorprune.files import user_cache
 from anchorprune.models import load
 from anchorprune.models.base import LoadedModel
 from anchorprune.models.languages import set_language
-from anchorprune.progress import Reporting, reporting_of
+from anchorprune.progress import Reporting, reporting_of, telling
 from anchorprune.pruning.attention import get_vision_attention
 from anchorprune.pruning.copies import sharing_copy
 from anchorprune.pruning.cost import clock, peak_memory_mb, reset_peak_memory
@@ -246,7 +245,7 @@ class _Pass:
             # Of a part of the split nothing is kept.
             store = None if self.sharded or self.wanted.indices is not None else self.store
             collected = [Collected(self.dataset) for _ in encoders] if store else []
-            batches = _Waited(self._batches(self.dataset, self.indices, base.data.name))
+            batches = _Waited(self._batches(self.dataset, self.indices, base.data.name, self._share))
             for batch in batches:
                 if batch.images is None:
                     for gathered in collected:
@@ -315,7 +314,8 @@ class _Pass:
                 raise FieldError("split", split, "this data has one split alone; give an OwnDataset with splits")
             return as_eval_dataset(self.own, self.base.data.name, transform, split)
         spec = dataclasses.replace(self.base.data, split=split)
-        return open_dataset(spec, transform, self.base.task.name)
+        with telling(reporting_of(self.wanted.progress)):
+            return open_dataset(spec, transform, self.base.task.name)
 
     def _bench(self) -> Bench:
         cache = self.base.compute.clf_cache
@@ -330,7 +330,7 @@ class _Pass:
             keep_scores=self.wanted.keep_scores,
             seed=self.base.data.seed,
             batch_size=self.base.compute.batch_size,
-            progress=self._shows_bars,
+            reporting=reporting_of(self.wanted.progress),
         )
 
     def _encode_split(self, encoder: Encoder, request: Request) -> EncodeSplit:
@@ -351,13 +351,14 @@ class _Pass:
             yield None if images is None else encoder.encode(images), batch
 
     @property
-    def _shows_bars(self) -> bool:
-        return not reporting_of(self.wanted.progress).quiet and sys.stderr.isatty()
+    def _share(self) -> str:
+        """Whose part of the data this is, where it is not all: its number of images is not that of the data."""
+        return ", rank {} of {}".format(*self.wanted.shard) if self.sharded else ""
 
-    def _batches(self, dataset: EvalDataset, indices: Sequence[int], name: str) -> Iterator[Batch]:
+    def _batches(self, dataset: EvalDataset, indices: Sequence[int], name: str, share: str = "") -> Iterator[Batch]:
         """Batches, telling how far it is."""
         compute = self.base.compute
-        with reporting_of(self.wanted.progress).of(name, len(indices)) as progress:
+        with reporting_of(self.wanted.progress).of(name + share, len(indices)) as progress:
             for batch in loader(dataset, indices, batch_size=compute.batch_size, num_workers=compute.num_workers):
                 if batch.bad and not self.base.data.skip_bad_images:
                     key, reason = batch.bad[0]

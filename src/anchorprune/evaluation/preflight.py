@@ -18,6 +18,7 @@ from anchorprune.pruning.budget import solve
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.pruning.injection import check_layers
 from anchorprune.strategies.base import Strategy
+from anchorprune.tasks.base import split_of
 from anchorprune.towers import find_tower
 
 
@@ -35,11 +36,13 @@ def check(requests: Sequence[Request], *, attention: bool = False, here: bool = 
     for compute in dict.fromkeys(request.compute for request in requests if here):
         Runtime.of(compute)
     requests = [request for request in requests if not request.compute.skip_load]  # of these nothing else is opened
-    datas = {(request.data.name, request.data.language): request for request in requests}
     # A single one is opened soon enough; but nothing may fail after hours of other runs, nor on each of many processes.
     if len(requests) > 1 or not alone:
-        for request in datas.values():
-            check_dataset(request.data, request.task.name)
+        for data, task in dict.fromkeys((request.data, request.task) for request in requests):
+            check_dataset(data, task.name)
+            for field, split in task.splits.items():
+                with split_of(field, split):
+                    check_dataset(dataclasses.replace(data, split=split), task.name)
     for model in dict.fromkeys(request.model for request in requests):
         library(model.library).check(model.name, model.pretrained, model.cache_dir)
         for request in requests:

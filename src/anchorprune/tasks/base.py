@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from anchorprune.datasets.base import EvalDataset, Transform
+from anchorprune.errors import FieldError
 from anchorprune.fields import Fields, option
 from anchorprune.models.base import LoadedModel
+from anchorprune.progress import QUIET, Reporting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +111,7 @@ class Bench:
         cache_dir: where what was made of texts may be kept; None: nowhere.
         keep_scores: whether meters have to know each sample's score.
         seed, batch_size: of what a task trains.
-        progress: whether a task that takes its time shows a bar.
+        reporting: how a task that takes its time tells how far it is.
     """
 
     loaded: LoadedModel
@@ -122,7 +124,18 @@ class Bench:
     keep_scores: bool = False
     seed: int = 0
     batch_size: int = 64
-    progress: bool = False
+    reporting: Reporting = QUIET
+
+
+@contextmanager
+def split_of(field: str, name: str) -> Iterator[None]:
+    """What is wrong with the split within is said of the task's field that names it."""
+    try:
+        yield
+    except FieldError as error:
+        if error.field != "split":
+            raise
+        raise FieldError(field, name, error.fix, typed=error.typed) from error
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,11 @@ class Task(Fields, ABC):
     def needs_text_tower(self) -> bool:
         """Whether a model without one is refused before the work."""
         return False
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The other splits that it opens, by the fields that name them."""
+        return {}
 
     def as_dict(self) -> dict[str, Any]:
         """`{"task": name, field: value, …}`, as a request's JSON has it."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from anchorprune.datasets.base import EvalDataset
 from anchorprune.errors import FieldError, FieldWarning, UserError
-from anchorprune.tasks.base import Bench, EncodeSplit, Outcomes, Task, option
+from anchorprune.progress import QUIET, Reporting
+from anchorprune.tasks.base import Bench, EncodeSplit, Outcomes, Task, option, split_of
 from anchorprune.tasks.counting import ClassCounts
 
 if TYPE_CHECKING:
@@ -67,15 +68,19 @@ class LinearProbe(Task):
     def primary(self) -> str:
         return "lp_acc1"
 
+    @property
+    def splits(self) -> dict[str, str]:
+        return {name: split for name in ("train_split", "val_split") if (split := getattr(self, name)) is not None}
+
     def forward(self, model: Any, images: Tensor) -> Tensor:
         """Features as they are, in float32: what is kept of them serves with and without `normalize`."""
         features: Tensor = model.encode_image(images).float()
         return features
 
     def prepare(self, bench: Bench) -> Prepared:
-        train = self._opened(bench, "train_split", self.train_split)
-        val = None if self.val_split is None else self._opened(bench, "val_split", self.val_split)
-        prepared = Prepared(self, bench, train, val)
+        splits = {field: self._opened(bench, field, name) for field, name in self.splits.items()}
+        train = splits["train_split"]
+        prepared = Prepared(self, bench, train, splits.get("val_split"))
         if train.targets is not None:  # too few shots are found before anything is encoded
             targets = prepared.of_this_data(train, train.targets)
             prepared.chosen(targets[prepared.parts(range(len(train)))[0]])
@@ -85,12 +90,8 @@ class LinearProbe(Task):
         return prepared.probe(encode_split)
 
     def _opened(self, bench: Bench, field: str, name: str) -> EvalDataset:
-        try:
+        with split_of(field, name):
             found = bench.open_split(name)
-        except FieldError as error:
-            if error.field != "split":
-                raise
-            raise FieldError(field, name, error.fix, typed=error.typed) from error
         if found.kind != "classes":
             raise FieldError(field, name, f"has {found.kind}; linear_probe needs classes")
         if found is bench.dataset:
@@ -149,7 +150,7 @@ class Prepared:
                 epochs=task.fewshot_epochs,
                 batch_size=bench.batch_size,
                 seed=bench.seed,
-                progress=bench.progress,
+                reporting=bench.reporting,
             )
 
         decay: float = 0
@@ -253,7 +254,7 @@ def train_probe(
     epochs: int,
     batch_size: int,
     seed: int,
-    progress: bool = False,
+    reporting: Reporting = QUIET,
 ) -> tuple[Tensor, Tensor]:
     """Weight `[classes, D]` and bias `[classes]` of a linear classifier, trained by AdamW with cross-entropy.
 
@@ -264,13 +265,12 @@ def train_probe(
         features: `[n, D]`, float32.
         targets: `[n]`, below `classes`.
         seed: of the first weights and of the order in every epoch.
-        progress: a bar.
+        reporting: how it tells how far it is.
     """
     import numpy as np
     import torch
     from torch import nn
     from torch.nn import functional as F
-    from tqdm import tqdm
 
     device, generator = features.device, torch.Generator().manual_seed(seed)
     weight, bias = torch.empty(classes, features.shape[1]), torch.empty(classes)
@@ -280,9 +280,7 @@ def train_probe(
     parameters = [nn.Parameter(weight.to(device)), nn.Parameter(bias.to(device))]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     step, steps = 0, epochs * -(-len(targets) // batch_size)
-    with tqdm(
-        total=steps, unit="step", disable=not progress, desc=f"probe, weight decay {weight_decay:.1e}", leave=False
-    ) as bar:
+    with reporting.of(f"probe, weight decay {weight_decay:.1e}", steps, unit="step", leave=False) as told:
         for _ in range(epochs):
             _draw(generator)  # a DataLoader seeds its workers, then its sampler
             order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(_draw(generator)))
@@ -294,7 +292,7 @@ def train_probe(
                     loss.backward()
                 optimizer.step()
                 step += 1
-                bar.update()
+                told.update(1)
     weight, bias = (parameter.detach() for parameter in parameters)
     return weight, bias
 
