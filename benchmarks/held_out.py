@@ -22,7 +22,7 @@ from anchorprune.commands._flags import parse_strategies
 from anchorprune.commands._requests import single_request
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.sampling import choose
-from anchorprune.evaluation.statistics import bootstrap_difference
+from anchorprune.evaluation import statistics
 from anchorprune.files import write_text
 from anchorprune.studies.sweep import Sweep, plan
 from anchorprune.studies.ways import evaluate_ways, mean_scores
@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def difference(one: list[float], other: list[float]) -> str:
-    """Of the shares that were right, in points, with the paired bootstrap 95 % interval."""
-    by = bootstrap_difference(one, other)
+    """Of the shares that were right, in points, with the paired 95 % interval."""
+    by = statistics.difference(one, other)
     return f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})"
 
 

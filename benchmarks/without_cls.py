@@ -26,11 +26,11 @@ from anchorprune.commands import build_parser
 from anchorprune.commands._requests import requests_of
 from anchorprune.datasets import dataset_root, open_dataset
 from anchorprune.datasets.sampling import choose, loader
+from anchorprune.evaluation import statistics
 from anchorprune.evaluation.engine import evaluate
 from anchorprune.evaluation.request import Compute, Request
 from anchorprune.evaluation.result import Result
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.evaluation.statistics import bootstrap_difference
 from anchorprune.models import load
 from anchorprune.strategies import make_strategy
 from anchorprune.tasks import make_task
@@ -85,7 +85,7 @@ def main() -> None:
         print(f"{top(unpruned)} without", flush=True)
         head += f" {request.data.name}, received | pool_query | difference |"
         for i, (received, pool_query) in enumerate(zip(found[::2], found[1::2], strict=True)):
-            by = bootstrap_difference(received.outcomes.scores, pool_query.outcomes.scores)
+            by = statistics.difference(received.outcomes.scores, pool_query.outcomes.scores)
             difference = f"{100 * by.value:+.1f} ({100 * by.low:+.1f} to {100 * by.high:+.1f})".replace("-", "−")
             rows[i] += f" {top(received)} | {top(pool_query)} | {difference} |"
     print("", head, "|---|---:|" + "---:|---:|---|" * len(requests), *rows, "", sep="\n")

@@ -49,6 +49,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
+def few_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tune` advises on a handful of images, for tests of everything else; test_tune.py has what it takes."""
+    monkeypatch.setattr("anchorprune.studies.tune.MINIMUM", 1)
+
+
+@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, the current one."""
     monkeypatch.chdir(tmp_path)

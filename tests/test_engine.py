@@ -252,6 +252,7 @@ def test_data_that_cannot_be_used_is_one_line(own: LoadedModel, dataset: Any, sa
 # --- the other studies, from Python
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_sweep_tune_compare_and_speed_are_python_calls(own: LoadedModel, tmp_path: Any) -> None:
     own_data = {"model": own, "dataset": Photos(), "progress": False}
     swept = anchorprune.sweep(MINE, [anchorprune.Random(keep_patches=5), anchorprune.Tome(r=2)], **own_data)

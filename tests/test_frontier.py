@@ -168,13 +168,33 @@ def test_p_values_and_rates_keep_their_meaning_when_rounded() -> None:
 def test_the_headline_is_the_largest_saving_within_a_point() -> None:
     """0.69 − 0.7 is a hair below −0.01 in floating point, and yet one point."""
     assert 0.69 - 0.7 < -0.01
-    assert sweep_page.headline(a_sweep()) == "tome saves 25 % of the compute within 1 point of unpruned"
+    says = "tome may save 25 % of the compute within 1 point of unpruned: not certain on these images"
+    assert sweep_page.headline(a_sweep()) == says
     compute, time, half = sweep_page.findings(a_sweep())
     assert compute.startswith("tome --r 8 takes 15.00 GMACs an image instead of 20.00 and runs at 0.95× the speed")
-    assert "not certain" in compute  # its interval reaches to two points
+    assert "that it loses at most 1 point is not certain" in compute  # its interval reaches to two points
     assert time.startswith("By the clock evit --keep_rate 0.8 gains most within 1 point: 1.30×")
     assert half.startswith("With at most half of the compute, tome --r 13 is the most accurate: 62.0 %")
     assert half.endswith("of the other strategies evit --keep_rate 0.5 comes next with 61.0 %.")
+
+
+def test_the_headline_is_of_a_saving_that_is_certain_where_there_is_one() -> None:
+    """Its interval ends a hair's breadth outside one point in floating point, and yet at one."""
+    sure = pruned("coarse", 18.0, 0.7, 450.0, difference_low=0.69 - 0.7, difference_high=0.01)
+    points = [*a_sweep(), sure]
+    assert sweep_page.headline(points) == "coarse saves 10 % of the compute within 1 point of unpruned"
+    compute, time, _ = sweep_page.findings(points)
+    first, second = compute.split(". As measured ")
+    assert first.startswith("coarse takes 18.00 GMACs an image instead of 20.00 and runs at 1.12× the speed")
+    assert "not certain" not in first
+    assert second.startswith(
+        "tome --r 8 stays within 1 point too, with 15.00 GMACs (-1.0 points, 95 % interval -2.0 to"
+    )
+    assert second.endswith("that it loses at most 1 point is not certain).")
+    assert time.startswith("By the clock evit --keep_rate 0.8")
+    surer = [dataclasses.replace(p, difference_low=p.difference) for p in a_sweep()]
+    assert sweep_page.headline(surer) == "tome saves 25 % of the compute within 1 point of unpruned"
+    assert "certain" not in " ".join(sweep_page.findings(surer))
 
 
 def test_where_nothing_is_gained_the_page_says_so() -> None:

@@ -306,7 +306,8 @@ def test_compare_says_how_sure_the_difference_is() -> None:
     outcomes = pair(10, 2, 50, 38)
     said = below(*map(result_of, outcomes), outcomes)
     assert said == (
-        "acc1 of B minus A, image by image (n = 100): -8.00 points, 95 % interval -15.00 to -2.00 (bootstrap).\n"
+        "acc1 of B minus A, image by image (n = 100): -8.00 points, 95 % interval -15.80 to -1.43 "
+        "(Tango's score interval).\n"
         "Right only in A: 10; only in B: 2; McNemar's exact p = 0.039."
     )
     text = compared(*map(result_of, outcomes), outcomes)
@@ -323,9 +324,13 @@ def test_a_tiny_p_is_not_spelt_out() -> None:
     assert below(*map(result_of, outcomes), outcomes).endswith("McNemar's exact p < 0.0001.")
 
 
-def test_an_interval_without_width_is_not_shown() -> None:
+def test_where_no_image_differs_it_says_what_so_few_leave_open() -> None:
+    """Wilson's limit of none in ten is 27.75 %."""
     outcomes = pair(0, 0, 5, 5)
-    assert below(*map(result_of, outcomes), outcomes) == "A and B are right on the same images (n = 10)."
+    assert below(*map(result_of, outcomes), outcomes) == (
+        "A and B are right on the same images (n = 10): a difference of 0 points, 95 % interval -27.75 to "
+        "+27.75 (Tango's score interval)."
+    )
 
 
 def test_compare_says_that_only_some_images_are_in_both() -> None:

@@ -223,6 +223,7 @@ def test_a_sweep_is_the_same_from_its_files(world: World) -> None:
 # --- tune
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_tune_leaves_what_it_searched_and_the_whole_command(world: World) -> None:
     goal = ["--max_drop", 100, "--strategies", "tome", "--out", "out"]
     outcome = command("tune", *world.model, *world.things, *FLAGS, *goal)
@@ -244,6 +245,7 @@ def test_tune_leaves_what_it_searched_and_the_whole_command(world: World) -> Non
     assert "--max_drop 100" in page.replace('<span class="flag">', "").replace("</span>", "")
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_tune_that_finds_nothing_says_so_in_its_files(world: World) -> None:
     goal = ["--target_speedup", 1000, "--strategies", "tome", "--out", "out"]
     assert command("tune", *world.model, *world.things, *FLAGS, *goal).code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import open_clip
@@ -143,6 +144,7 @@ def test_each_captions_outcome_is_kept_and_compared(world: World) -> None:
     assert "Paired where" not in said  # all of both are
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_it_is_swept_and_tuned_by_its_own_metric(world: World) -> None:
     flags = [*world.model, *world.captioned, *FLAGS, "--num_workers", 0]
     swept = command("sweep", *flags, "--strategies", "tome --r 2", "--out", "out")
@@ -157,17 +159,22 @@ def test_it_is_swept_and_tuned_by_its_own_metric(world: World) -> None:
     assert any("points of image_retrieval_recall@1" in line for line in tuned.out)
 
 
+@pytest.mark.usefixtures("few_suffice")
 @pytest.mark.filterwarnings("ignore:tome is left out")
 def test_tuning_judges_by_the_captions_of_images_that_it_did_not_search_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[bool]] = []
-    real = tune._candidate
-    monkeypatch.setattr(tune, "_candidate", lambda *given: seen.append(given[-1]) or real(*given))
+    """By a number for each image: what its captions lose is no independent trial of each."""
+    seen: list[tuple[Any, ...]] = []
+    real = tune._tried
+    monkeypatch.setattr(tune, "_tried", lambda *given: seen.append(given) or real(*given))
     found = tune.tune(request(world), max_drop=100, strategies=["tome"], calibration=1, progress=False)
-    assert seen[0] == [i % 2 == 0 for i, own in enumerate(CAPTIONS) for _ in own]
     assert found.best is not None
-    assert len(found.best.unseen) == sum(len(own) for own in CAPTIONS[1::2])
+    _, dense, own, images = next(given for given in seen if given[0].way == found.best.way)
+    assert images == [i for i, captions in enumerate(CAPTIONS) for _ in captions]
+    assert len(found.best.unseen) == len(CAPTIONS[1::2])
+    lost = [100 * (a - b) for a, b, image in zip(dense, own, images, strict=True) if image % 2]
+    assert fmean(found.best.unseen) == pytest.approx(fmean(lost))
 
 
 def test_it_is_run_again_from_its_result(world: World) -> None:

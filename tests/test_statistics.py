@@ -12,7 +12,18 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorprune.evaluation.statistics import Z95, Difference, bootstrap_difference, mcnemar, paired_difference, wilson
+from anchorprune.evaluation.statistics import (
+    BOOTSTRAP,
+    ENOUGH_DIFFER,
+    SCORE,
+    Z95,
+    bootstrap_difference,
+    difference,
+    mcnemar,
+    predicted,
+    tango,
+    wilson,
+)
 
 # --- intervals
 
@@ -54,18 +65,114 @@ def test_an_impossible_share_has_no_interval() -> None:
             wilson(share, n)
 
 
+# --- the score interval of a paired difference
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "level", "low", "high", "digits"),
+    [
+        (1, 7, 21, 0.95, -0.517, -0.026, 3),  # Fagerland, Lydersen and Laake, Stat. Methods Med. Res. 23, 2014, table V
+        (6, 16, 161, 0.95, -0.1240, -0.0054, 4),  # R, contingencytables: Tango_asymptotic_score_CI_paired_2x2
+        (16, 8, 86, 0.95, -0.020, 0.207, 3),  # Agresti and Min, Stat. Med. 24, 2005, by R's ratesci
+        (28, 25, 618, 0.90, -0.0148, 0.0247, 4),  # R, PropCIs: scoreci.mp(25, 28, 618, 0.9)
+    ],
+)
+def test_tangos_interval_is_the_published_one(
+    gained: int, lost: int, n: int, level: float, low: float, high: float, digits: int
+) -> None:
+    found = tango(gained, lost, n, scipy.stats.norm.ppf((1 + level) / 2))
+    assert [round(end, digits) for end in found] == [low, high]
+
+
+@pytest.mark.parametrize("n", [1, 25, 30, 1000])
+def test_where_no_image_differs_the_interval_is_wilsons_of_none_in_n(n: int) -> None:
+    _, high = wilson(0, n)
+    assert tango(0, 0, n) == pytest.approx((-high, high), abs=1e-12)
+    assert difference([1] * n, [1] * n) == difference([0.5] * n, [0.5] * n)  # and so for means over draws
+    assert difference([1] * n, [1] * n).sign == 0
+
+
+def test_it_is_within_its_bounds_where_every_image_differs() -> None:
+    assert tango(0, 10, 10)[0] == -1
+    assert tango(10, 0, 10) == pytest.approx((wilson(1, 10)[0] * 2 - 1, 1), abs=0.1)
+
+
+def cells(n: int) -> np.ndarray:
+    """All there is of (gained, lost, neither)."""
+    return np.array([(b, c, n - b - c) for b in range(n + 1) for c in range(n + 1 - b)])
+
+
+@pytest.mark.parametrize("n", [10, 25, 35])
+def test_it_holds_the_truth_as_often_as_it_says_on_few_images(n: int) -> None:
+    """All outcomes, each with its probability; a normal interval holds it in 22 % where 1 % of 25 differ."""
+    all_there_is = cells(n)
+    low, high = np.array([tango(b, c, n) for b, c, _ in all_there_is]).T
+    held = []
+    for gained, lost in itertools.product([0, 0.005, 0.02, 0.05, 0.1, 0.2], [0.002, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3]):
+        probability = scipy.stats.multinomial.pmf(all_there_is, n, [gained, lost, 1 - gained - lost])
+        within = (low - 1e-9 <= gained - lost) & (gained - lost <= high + 1e-9)
+        held.append(probability[within].sum())
+    assert min(held) > 0.93
+    assert np.mean(held) > 0.95
+
+
+@pytest.mark.parametrize(("n", "others"), [(20, 20), (30, 30), (30, 200)])
+def test_the_prediction_holds_the_loss_on_other_images_as_often_as_it_says(n: int, others: int) -> None:
+    all_there_is = cells(n)
+    images = [np.repeat([1, -1, 0], counts) for counts in all_there_is]
+    intervals = [predicted(difference(one, np.zeros(n)), n, others) for one in images]
+    first = np.ceil([others * one.low - 1e-9 for one in intervals]).astype(int) + others
+    last = np.floor([others * one.high + 1e-9 for one in intervals]).astype(int) + others
+    for gained, lost in itertools.product([0, 0.005, 0.02, 0.1], [0.002, 0.01, 0.05, 0.1, 0.3]):
+        probability = scipy.stats.multinomial.pmf(all_there_is, n, [gained, lost, 1 - gained - lost])
+        sums = np.ones(1)  # the probabilities of −others … others
+        for _ in range(others):
+            sums = np.convolve(sums, [lost, 1 - gained - lost, gained])
+        below = np.concatenate([[0], np.cumsum(sums)])
+        assert probability @ (below[last + 1] - below[first]) > 0.94
+
+
+def test_a_prediction_for_many_images_is_what_is_known_of_the_mean() -> None:
+    found = difference(*outcomes(10, 2, 50, 38))
+    for others in (0, 10**9):
+        prediction = predicted(found, 100, others)
+        assert (prediction.low, prediction.high) == pytest.approx((found.low, found.high))
+    assert predicted(found, 100, 100).low == pytest.approx(found.value - math.sqrt(2) * (found.value - found.low))
+    assert predicted(difference([1, 1], [1, 1]), 2, 1).low == -1
+
+
 def test_a_paired_difference_leaves_out_how_hard_the_images_are() -> None:
     """McNemar's setting: 10 images one way, 2 the other; the 88 others say nothing, however hard they are."""
-    a = [1.0] * 50 + [0.0] * 38 + [1.0] * 10 + [0.0] * 2
-    b = [1.0] * 50 + [0.0] * 38 + [0.0] * 10 + [1.0] * 2
-    found = paired_difference(a, b)
-    deviation = math.sqrt((12 - 100 * 0.08**2) / 99)
+    a, b = outcomes(10, 2, 50, 38)
+    found = difference(a, b)
     assert found.value == pytest.approx(0.08)
-    assert found.high - found.value == pytest.approx(1.96 * deviation / 10, rel=1e-3)
-    assert found.sign == 1
-    assert paired_difference(b, a).sign == -1
-    assert paired_difference(a, a) == Difference(0, 0, 0)
-    assert paired_difference(a, a).sign == 0
+    assert (found.low, found.high, found.method) == (*tango(10, 2, 100), SCORE)
+    assert (found.sign, difference(b, a).sign) == (1, -1)
+    assert found == difference(*outcomes(10, 2, 88, 0))
+
+
+def test_on_many_images_all_intervals_are_the_normal_one() -> None:
+    a, b = outcomes(3000, 2800, 20_000, 24_200)
+    normal = 200 / 50_000 + Z95 * np.std(a - b) / math.sqrt(50_000) * np.array([-1, 1])
+    for found in (difference(a, b), bootstrap_difference(a, b)):
+        assert (found.low, found.high) == pytest.approx(normal, abs=1e-4)
+
+
+def test_means_over_draws_have_the_bootstrap_where_many_images_differ_and_never_no_width() -> None:
+    dense = np.ones(200)
+    for differ in (0, 1, ENOUGH_DIFFER - 1, ENOUGH_DIFFER, 199, 200):
+        drawn = np.where(np.arange(200) < differ, 2 / 3, 1)
+        found = difference(drawn, dense)
+        few = min(differ, 200 - differ) < ENOUGH_DIFFER
+        assert found.method == (SCORE if few else BOOTSTRAP)
+        assert found.value == pytest.approx(-differ / 600)
+        assert found.high - found.low > 0.01
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(-1, 0, 3), (0, 0, 0), (2, 2, 3)])
+def test_what_cannot_have_happened_has_no_interval(gained: int, lost: int, n: int) -> None:
+    with pytest.raises(ValueError, match="no interval"):
+        tango(gained, lost, n)
 
 
 # --- the bootstrap
@@ -123,7 +230,7 @@ def test_the_interval_is_around_the_difference_and_turns_with_it(pairs: list[tup
     found = bootstrap_difference(a, b, resamples=500, seed=seed)
     assert found == bootstrap_difference(a, b, resamples=500, seed=seed)
     assert -1 <= found.low <= found.value <= found.high <= 1
-    assert found.value == pytest.approx(paired_difference(a, b).value)
+    assert found.value == pytest.approx(difference(a, b).value)
     assert bootstrap_difference(b, a, resamples=500, seed=seed).value == -found.value
 
 
@@ -140,20 +247,11 @@ def test_another_seed_moves_the_ends_a_little() -> None:
     assert one.low == pytest.approx(two.low, abs=0.004)
 
 
-def test_on_many_images_it_agrees_with_the_normal_interval() -> None:
-    a, b = outcomes(3000, 2800, 20_000, 24_200)
-    ours, normal = bootstrap_difference(a, b), paired_difference(a, b)
-    assert (ours.low, ours.high) == pytest.approx((normal.low, normal.high), abs=1e-4)
-
-
-def test_where_no_image_differs_the_interval_has_no_width() -> None:
-    assert bootstrap_difference([1, 0, 1], [1, 0, 1]) == Difference(0, 0, 0)
-
-
 def test_an_interval_on_all_of_imagenet_takes_no_time() -> None:
     a, b = outcomes(12_000, 9_000, 20_000, 9_000)
     start = time.process_time()
     bootstrap_difference(a, b)
+    difference(a, b)
     mcnemar(a, b)
     assert time.process_time() - start < 2  # 0.1 s; drawing every image 10,000 times takes 5 s and more
 
@@ -195,7 +293,7 @@ def test_means_over_draws_are_not_right_or_wrong() -> None:
         mcnemar([0.5, 1], [1, 1])
 
 
-@pytest.mark.parametrize("test", [bootstrap_difference, mcnemar])
+@pytest.mark.parametrize("test", [bootstrap_difference, difference, mcnemar])
 @pytest.mark.parametrize(("a", "b"), [([], []), ([1], [1, 0]), ([[1]], [[1]])])
 def test_what_is_not_paired_has_no_statistics(test: object, a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match="no pairs"):

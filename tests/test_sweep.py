@@ -67,6 +67,7 @@ def test_outcomes_make_a_comparison_a_paired_one(world: World) -> None:
     assert "image by image (n = 24)" in text or "right on the same images (n = 24)" in text
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_outcomes_of_multilabel_data_are_refused_in_one_line(world: World) -> None:
     """Before an image is encoded."""
     for argv in (
@@ -81,6 +82,7 @@ def test_outcomes_of_multilabel_data_are_refused_in_one_line(world: World) -> No
         assert not list(Path().iterdir())
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_tune_prints_flags_that_eval_takes_and_what_to_expect(world: World) -> None:
     """That what is picked keeps within the limit stands in test_tune.py."""
     goal = ["--max_drop", 100, "--strategies", "tome"]
@@ -104,9 +106,10 @@ def test_tune_prints_flags_that_eval_takes_and_what_to_expect(world: World) -> N
         (["sweep", "--engine", "ray", "--ray_gpus", "-1"], "--ray_gpus -1.0: must be 0 or more"),
         (["sweep", "--engine", "ray", "--ray_cpus", "1.5"], "--ray_cpus 1.5: must be a whole number above 1"),
         (["tune", "--max_drop", "1", "--language", "en", "de"], "these are 2 combinations"),
-        (["tune"], "one of the arguments --max_drop --target_speedup is required"),
+        (["tune"], "one of the arguments --max_drop --target_speedup --max_latency_ms is required"),
         (["tune", "--max_drop", "-1"], "--max_drop -1.0: must be 0 or more"),
         (["tune", "--target_speedup", "1"], "--target_speedup 1.0: must be above 1"),
+        (["tune", "--max_latency_ms", "0"], "--max_latency_ms 0.0: must be above 0 (milliseconds)"),
         (["tune", "--max_drop", "1", "--calibration", "2"], "--calibration 2.0: must be above 0 and at most 1"),
         (["eval", "--enable_pruning", "--target_gmacs", "1000"], "--target_gmacs 1000: must be above 0 and below"),
         (["eval", "--enable_pruning", "--target_gmacs", "0.001", "--top_m", "3"], "--top_m 3: is what --target_gmacs"),

@@ -154,6 +154,7 @@ def test_its_scores_are_kept_and_compared(world: World) -> None:
     assert "McNemar" not in said  # these are no right and wrong
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_it_is_swept_and_tuned(world: World) -> None:
     flags = [*world.model, *world.things, *FLAGS, "--sharpness", 3]
     swept = command("sweep", *flags, "--strategies", "tome --r 2", "--out", "out")

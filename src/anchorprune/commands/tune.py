@@ -1,4 +1,4 @@
-"""`anchorprune tune`: the pruning that an accuracy or a speed allows, found on a part of the user's own data."""
+"""`anchorprune tune`: the pruning that an accuracy, a speed or a latency allows, found on part of the user's data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anchorprune.commands._flags import parse_strategies, say
 from anchorprune.commands._requests import single_request
 from anchorprune.files import output_folder
 
-HELP = "find the pruning that your accuracy or speed allows, on part of your data"
+HELP = "find the pruning that your accuracy, speed or latency allows, on part of your data"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     goal.add_argument(
         "--target_speedup", type=float, metavar="TIMES", help="the most accurate that is that much faster here"
+    )
+    goal.add_argument(
+        "--max_latency_ms",
+        type=float,
+        metavar="MS",
+        help="the most accurate whose image tower takes at most that long for a batch of --batch_size here (median)",
     )
     own.add_argument(
         "--strategies",
@@ -59,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
             request,
             max_drop=args.max_drop,
             target_speedup=args.target_speedup,
+            max_latency_ms=args.max_latency_ms,
             strategies=strategies,
             calibration=args.calibration,
             progress=flags.reporting(args),

@@ -13,7 +13,7 @@ from anchorprune.evaluation import outcomes as outcome_files
 from anchorprune.evaluation import result as results
 from anchorprune.evaluation.request import plain
 from anchorprune.evaluation.result import Result
-from anchorprune.evaluation.statistics import Difference, bootstrap_difference, mcnemar
+from anchorprune.evaluation.statistics import Difference, difference, mcnemar
 from anchorprune.files import StrPath
 from anchorprune.tasks import make_task, registry, task_from_dict
 from anchorprune.tasks.base import Outcomes
@@ -207,21 +207,21 @@ def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
     if n != len(a.keys) or n != len(b.keys):
         lines.append(f"Paired where both have the {unit}: n = {n}, of {len(a.keys)} in A and {len(b.keys)} in B.")
     whole = all(score in (0, 1) for score in (*of_a.tolist(), *of_b.tolist()))
-    difference, p = bootstrap_difference(of_b, of_a), mcnemar(of_b, of_a) if whole else None
+    by, p = difference(of_b, of_a), mcnemar(of_b, of_a) if whole else None
+    value, low, high = (f"{100 * share:+.2f}" for share in (by.value, by.low, by.high))
+    interval = f"95 % interval {low} to {high} ({by.method})"
     if (of_a == of_b).all():
         many = {"image": "images", "query": "queries"}[unit]
-        return [*lines, f"A and B are right on the same {many} (n = {n})."], difference, p
-    value, low, high = (f"{100 * share:+.2f}" for share in (difference.value, difference.low, difference.high))
-    lines.append(
-        f"{metric} of B minus A, {unit} by {unit} (n = {n}): {value} points, 95 % interval {low} to {high} (bootstrap)."
-    )
+        lines.append(f"A and B are right on the same {many} (n = {n}): a difference of 0 points, {interval}.")
+        return lines, by, p
+    lines.append(f"{metric} of B minus A, {unit} by {unit} (n = {n}): {value} points, {interval}.")
     if "samples" in a.details:
         lines.append("The queries of one image are no independent trials: the interval is narrower than it should be.")
     if p is not None:
         chance = "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
         only_a, only_b = int((of_a > of_b).sum()), int((of_b > of_a).sum())
         lines.append(f"Right only in A: {only_a}; only in B: {only_b}; McNemar's exact p {chance}.")
-    return lines, difference, p
+    return lines, by, p
 
 
 def _primary(result: Mapping[str, Any]) -> str:

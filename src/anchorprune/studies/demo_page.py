@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anchorprune.evaluation.statistics import paired_difference
+from anchorprune.evaluation.statistics import difference
 from anchorprune.pruning import prune
 from anchorprune.report import page
 from anchorprune.report.chart import Point
@@ -69,10 +69,10 @@ def describe(
     assert dataset.classes is not None
     truth = found[unpruned].truth
     before, after = found[unpruned].predictions[0], found[described].predictions[0]
-    difference = paired_difference(found[described].right, found[drawn].right)
+    by = difference(found[described].right, found[drawn].right)
     # What is not reliable is not said in words; the table has it, with the warning.
     told = [dataclasses.replace(row, speed_up=None) for row in rows] if warning else rows
-    against_random = words.against_random(told[described], told[drawn], difference)
+    against_random = words.against_random(told[described], told[drawn], by)
     return page.render(
         page.Page(
             title=words.headline(told[described], told[unpruned]),

@@ -14,7 +14,7 @@ from typing import Any
 from anchorprune.evaluation import preflight
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.result import Result, load
-from anchorprune.evaluation.statistics import bootstrap_difference, mcnemar, wilson
+from anchorprune.evaluation.statistics import difference, mcnemar, wilson
 from anchorprune.files import StrPath, write_text
 from anchorprune.models.base import LoadedModel
 from anchorprune.progress import Reporting
@@ -167,7 +167,7 @@ def _measured(way: Way, found: Sequence[Result], unpruned: Result) -> Measured:
     scores, dense = mean_scores(found), mean_scores([unpruned])
     accuracy = fmean(scores)
     low, high = wilson(accuracy, len(scores))
-    against = bootstrap_difference(scores, dense) if way.strategies else None
+    against = difference(scores, dense) if way.strategies else None
     whole = all(score in (0, 1) for score in [*scores, *dense])
     return Measured(
         name=way.name,

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import fmean, variance
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.own import as_eval_dataset
 from anchorprune.datasets.sampling import choose
-from anchorprune.errors import FieldError, UserError
+from anchorprune.errors import FieldError
 from anchorprune.evaluation.preflight import dense_gmacs
-from anchorprune.evaluation.request import Request, plain
-from anchorprune.evaluation.statistics import Z95
-from anchorprune.files import StrPath, write_text
+from anchorprune.evaluation.request import Request
 from anchorprune.models.base import LoadedModel
 from anchorprune.progress import Reporting
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import RECOMMENDED, Wanted, make_strategy
 from anchorprune.strategies.base import Strategy
+from anchorprune.studies.latency import time_until_fast_enough
 from anchorprune.studies.sweep import machine, plan
-from anchorprune.studies.ways import Way, evaluate_ways, mean_scores
+from anchorprune.studies.tuned import Candidate, Goal, Tuned
+from anchorprune.studies.ways import evaluate_ways, mean_scores
 
 # Of the unpruned tower's cost: what the search tries for each strategy.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35)
+# What it goes down to where a latency asks for it.
+LOWER = (0.3, 0.25, 0.2, 0.15, 0.1)
+
+# Images to choose by, and as many others to say what to expect: below, 11 points may be lost even where none of them
+# differs (the 95 % limit of none in 30), and no advice is worth giving.
+MINIMUM = 30
 
 
 def searched() -> list[Strategy]:
@@ -37,150 +39,12 @@ def searched() -> list[Strategy]:
     return [make_strategy(RECOMMENDED), make_strategy("coarse", grid_share=0.25), make_strategy("tome")]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A way, and what it lost on the images of the search and on those that the search did not see."""
-
-    way: Way
-    speed_up: float
-    drop: float  # points, on the images of the search
-    unseen: tuple[float, ...]  # points lost on each image that the search did not see
-    gmacs: float | None = None
-    images_per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What `tune` found.
-
-    Attributes:
-        best: None where nothing that was tried meets the goal.
-        metric: what the points are of.
-        used: images that were searched on and estimated by.
-        rest: images of the data that were not used.
-        request: what was tuned, without a pruning.
-        machine: what it was timed on, by name.
-        candidates: all that was searched.
-    """
-
-    best: Candidate | None
-    metric: str
-    used: int
-    rest: int
-    max_drop: float | None
-    target_speedup: float | None
-    request: Request | None = None
-    candidates: Sequence[Candidate] = ()
-    machine: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def command(self) -> str | None:
-        """The whole command that evaluates what was found; None where nothing was."""
-        if self.request is None or self.strategy is None:
-            return None
-        return shlex.join(["anchorprune", "eval", *dataclasses.replace(self.request, pruning=self.strategy).flags()])
-
-    @property
-    def strategy(self) -> Strategy | None:
-        """What to prune with."""
-        return self.best.way.strategies[0] if self.best else None
-
-    @property
-    def expectation(self) -> tuple[float, float, float] | None:
-        """The points to lose on the rest, with their 95 % prediction interval."""
-        return expected(self.best.unseen, self.rest) if self.best else None
-
-    def to_dict(self) -> dict[str, Any]:
-        loss, low, high = self.expectation or (None, None, None)
-        return {
-            "strategy": self.strategy.as_dict() if self.strategy else None,
-            "metric": self.metric,
-            "speed_up": self.best.speed_up if self.best else None,
-            "loss": loss,
-            "loss_low": low,
-            "loss_high": high,
-            "used": self.used,
-            "rest": self.rest,
-            "max_drop": self.max_drop,
-            "target_speedup": self.target_speedup,
-            "command": self.command,
-            "request": self.request.as_dict() if self.request else None,
-            "searched": self.rows(),
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """What was searched, the fastest last: of each way what it costs, and the points that it loses on the images of
-        the search. What the others lose is kept back: nothing may be chosen by it."""
-        return [
-            {
-                "strategy": one.way.name,
-                "flags": one.way.flags,
-                "gmacs": one.gmacs,
-                "images_per_second": one.images_per_second,
-                "speed_up": one.speed_up,
-                "drop": one.drop,
-                "chosen": one is self.best,
-            }
-            for one in sorted(self.candidates, key=lambda one: one.speed_up)
-        ]
-
-    def save(self, folder: StrPath, command: str = "") -> None:
-        """Write tune.json, tune.csv and report.html.
-
-        Args:
-            command: what to type to search again.
-        """
-        from anchorprune.report import tune_page
-        from anchorprune.report.csv import csv_text
-
-        write_text(json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n", Path(folder) / "tune.json")
-        write_text(csv_text(self.rows()), Path(folder) / "tune.csv")
-        page = tune_page.render(
-            self.rows(),
-            title=self._title,
-            text=self.to_text(),
-            found=self.command,
-            facts={"Images": f"{self.used} searched on and estimated by, {self.rest} left", **self.machine},
-            command=command,
-        )
-        write_text(page, Path(folder) / "report.html")
-
-    @property
-    def _title(self) -> str:
-        assert self.request is not None
-        model = self.request.model
-        return f"{model.name} {model.pretrained} on {self.request.data.name}, {self.used} images"
-
-    def to_text(self) -> str:
-        """What to type and what to expect of it."""
-        best, max_drop, target = self.best, self.max_drop, self.target_speedup
-        if best is None or self.expectation is None:
-            what = f"loses at most {max_drop:g} points" if max_drop is not None else f"is {target:g} × as fast"
-            return (
-                f"None of the ways tried {what} on these {self.used} images. "
-                "Prune less, or allow more with the same command."
-            )
-        loss, low, high = self.expectation
-        lines = [
-            f"--enable_pruning --strategy {best.way.name} {best.way.flags}".rstrip(),
-            "",
-            f"{best.speed_up:.2f} × the unpruned encoder's speed on this machine.",
-            f"Expect to lose {loss:.1f} points of {self.metric} on the {self.rest or 'next'} images that it was not "
-            f"tuned on, 95 % interval {low:.1f} to {high:.1f}",
-            f"(from {len(best.unseen)} images that the search did not choose by; on those it did, {best.drop:.1f}).",
-        ]
-        if max_drop is not None and high > max_drop:
-            lines.append(
-                f"The interval reaches beyond {max_drop:g} points: more images, or a smaller --max_drop, make it surer."
-            )
-        return "\n".join(lines)
-
-
 def tune(
     request: Request,
     *,
     max_drop: float | None = None,
     target_speedup: float | None = None,
+    max_latency_ms: float | None = None,
     strategies: Sequence[str | Strategy | Wanted] | None = None,
     calibration: float = 0.5,
     model: LoadedModel | None = None,
@@ -188,13 +52,17 @@ def tune(
     progress: bool | Reporting = True,
     say: Callable[[str], object] | None = None,
 ) -> Tuned:
-    """The fastest pruning that loses at most `max_drop` points, or the best that is `target_speedup` times as fast.
+    """The pruning that one of three goals allows.
+
+    The fastest that loses at most `max_drop` points, or the most accurate that is `target_speedup` times as fast as the
+    unpruned model, or the most accurate whose image tower takes at most `max_latency_ms` milliseconds for a batch.
 
     The calibration part of the data is cut in two: on one half the way is chosen, on the other its loss is estimated,
     because the best of many looks better on the images that it was chosen by than it is.
 
     Args:
-        request: without a pruning.
+        request: without a pruning. The latency is the median for one batch of its `compute.batch_size`, of random
+            images, on its device and in its precision, in alternating repeats (see `speed`).
         strategies: what to search, each at many budgets; None: `searched()`.
         calibration: share of the images to search on, 0 … 1; the expectation is for the rest.
         model, dataset: your own, as in `evaluate`.
@@ -202,46 +70,91 @@ def tune(
         say: is told in a line what is going to be searched.
 
     Raises:
-        UserError: something in the input is wrong, or not one goal is given.
+        UserError: something in the input is wrong, not one goal is given, or there are fewer images than advice takes
+            (`MINIMUM` to choose by, and as many to say what to expect).
     """
-    if (max_drop is None) == (target_speedup is None):
-        raise UserError("tune: give either max_drop or target_speedup")
+    goal = Goal(max_drop, target_speedup, max_latency_ms)
+    goal.check()
     if not 0 < calibration <= 1:
         raise FieldError("calibration", calibration, "must be above 0 and at most 1")
-    if max_drop is not None and not max_drop >= 0:
-        raise FieldError("max_drop", max_drop, "must be 0 or more (points)")
-    if target_speedup is not None and not target_speedup > 1:
-        raise FieldError("target_speedup", target_speedup, "must be above 1")
     dense = dense_gmacs(request.model) if model is None else image_tower_flops(model.model) / 2e9
-    targets = [dense * share for share in SHARES]
-    ways = plan(request, searched() if strategies is None else strategies, targets, model)
+    wanted: Sequence[str | Strategy | Wanted] = searched() if strategies is None else strategies
+    ways = plan(request, wanted, [dense * share for share in SHARES], model)
     keys = _keys(request, dataset)
     chosen = choose(keys, request.data.limit, request.data.seed)
-    count = max(2, round(calibration * len(chosen)))
+    count = round(calibration * len(chosen))
+    check_enough(request, len(keys), len(chosen), count, calibration)
     part = choose([keys[i] for i in chosen], count, request.data.seed + 1)  # another seed: not the same order again
+    indices, rest = [chosen[i] for i in part], len(chosen) - len(part)
+
+    timed = None
+    if goal.max_latency_ms is not None:
+        lower = [dense * share for share in LOWER]
+        timed = time_until_fast_enough(request, ways[1:], goal, wanted, lower, model, say)
+        ways = [ways[0], *(one.way for one in timed.candidates if goal.fast_enough(one))]
+        if goal.allows(timed.latency) or len(ways) == 1:  # nothing to look at images for
+            metric = request.task.primary
+            return Tuned(None, metric, 0, len(chosen), goal, request, timed.candidates, {}, timed.latency)
     if say:
         say(f"{len(ways) - 1} ways of pruning on {len(part)} of {len(chosen)} images")
-    indices = [chosen[i] for i in part]
     found = evaluate_ways(request, ways, indices=indices, model=model, dataset=dataset, progress=progress)
 
     scores = [mean_scores(of_way) for of_way in found]
-    speeds = [fmean(one.cost["images_per_second"] for one in of_way) for of_way in found]
     first = found[0][0].outcomes
     assert first is not None
-    # Every second image is searched on, the others say what to expect; an image may have several scores.
-    searched_on = [sample % 2 == 0 for sample in first.details.get("samples", range(len(first.keys)))]
-    candidates = [
-        dataclasses.replace(
-            _candidate(way, speed / speeds[0], scores[0], own, searched_on),
-            gmacs=of_way[0].cost["gmacs"],
-            images_per_second=speed,
-        )
-        for way, speed, own, of_way in zip(ways[1:], speeds[1:], scores[1:], found[1:], strict=True)
-    ]
-    best, rest = pick(candidates, max_drop, target_speedup), len(chosen) - len(part)
+    # Which image each score is of: there may be several of one.
+    images = [int(image) for image in first.details.get("samples", range(len(first.keys)))]
+    _check_enough_read(request, len(set(images)), len(part))
+    if timed is None:
+        speeds = [fmean(one.cost["images_per_second"] for one in of_way) for of_way in found]
+        costs = [
+            Candidate(way, speed / speeds[0], None, (), of_way[0].cost["gmacs"], speed)
+            for way, speed, of_way in zip(ways[1:], speeds[1:], found[1:], strict=True)
+        ]
+        slow: list[Candidate] = []
+    else:
+        costs = [one for one in timed.candidates if goal.fast_enough(one)]
+        slow = [one for one in timed.candidates if not goal.fast_enough(one)]
+    tried = [_tried(one, scores[0], own, images) for one, own in zip(costs, scores[1:], strict=True)]
+    latency = timed.latency if timed else None
     return Tuned(
-        best, request.task.primary, len(part), rest, max_drop, target_speedup, request, candidates, machine(found[0])
+        goal.pick(tried),
+        request.task.primary,
+        len(part),
+        rest,
+        goal,
+        request,
+        [*tried, *slow],
+        machine(found[0]),
+        latency,
     )
+
+
+def check_enough(request: Request, total: int, chosen: int, count: int, calibration: float) -> None:
+    """UserError for fewer images than advice takes, naming what to give more of.
+
+    Args:
+        total: images of the data.
+        chosen: of them those that the limit leaves.
+        count: of them those that the calibration share leaves.
+    """
+    least = 2 * MINIMUM
+    if count >= least:
+        return
+    needed = f"tune needs {least}, {MINIMUM} to choose by and {MINIMUM} others to say what to expect"
+    if chosen >= least:
+        share = math.ceil(100 * least / chosen) / 100
+        raise FieldError("calibration", calibration, f"is {count} of {chosen} images; {needed}: give {share:g} or more")
+    if chosen < total:
+        raise FieldError("limit", request.data.limit, f"is too few; {needed}")
+    raise FieldError("dataset", request.data.name, f"has too few images, {total}; {needed}")
+
+
+def _check_enough_read(request: Request, read: int, tried: int) -> None:
+    """The same where some could not be read."""
+    if read < 2 * MINIMUM:
+        fix = f"only {read} of {tried} images can be read; tune needs {2 * MINIMUM}"
+        raise FieldError("dataset", request.data.name, fix)
 
 
 def _keys(request: Request, dataset: Any) -> Sequence[str]:
@@ -254,32 +167,22 @@ def _untouched(image: Any) -> Any:
     return image
 
 
-def _candidate(
-    way: Way, speed_up: float, dense: Sequence[float], own: Sequence[float], searched_on: Sequence[bool]
-) -> Candidate:
-    losses = [100 * (a - b) for a, b in zip(dense, own, strict=True)]
-    drop = fmean(loss for loss, used in zip(losses, searched_on, strict=True) if used)
-    return Candidate(
-        way, speed_up, drop, tuple(loss for loss, used in zip(losses, searched_on, strict=True) if not used)
-    )
+def _tried(one: Candidate, dense: Sequence[float], own: Sequence[float], images: Sequence[int]) -> Candidate:
+    """The candidate with what it lost. Every second image is searched on, the others say what to expect.
 
-
-def pick(candidates: list[Candidate], max_drop: float | None, target_speedup: float | None) -> Candidate | None:
-    """The fastest that loses at most `max_drop`, or the one that loses least of those that are fast enough."""
-    if max_drop is not None:
-        allowed = [one for one in candidates if one.drop <= max_drop]
-        return max(allowed, key=lambda one: (one.speed_up, -one.drop), default=None)
-    assert target_speedup is not None
-    allowed = [one for one in candidates if one.speed_up >= target_speedup]
-    return min(allowed, key=lambda one: (one.drop, -one.speed_up), default=None)
-
-
-def expected(losses: tuple[float, ...], rest: int) -> tuple[float, float, float]:
-    """The loss to expect on `rest` other images of the same kind, with its 95 % prediction interval, in points.
-
-    Normal approximation; the interval has the spread of the images it was estimated on and of those to come.
+    Args:
+        dense, own: the scores, 0 … 1, of the unpruned model and of this way.
+        images: which image each score is of.
     """
-    n = len(losses)
-    mean = fmean(losses)
-    spread = math.sqrt(variance(losses) * (1 / n + (1 / rest if rest else 0))) if n > 1 else math.inf
-    return mean, mean - Z95 * spread, mean + Z95 * spread
+    losses = [100 * (a - b) for a, b in zip(dense, own, strict=True)]
+    unseen: dict[int, list[float]] = {}
+    for image, loss in zip(images, losses, strict=True):
+        if image % 2:
+            unseen.setdefault(image, []).append(loss)
+    # One number an image, because the scores of one image are no independent trials; their mean is that of the scores.
+    weight = len(unseen) / sum(map(len, unseen.values()))
+    return dataclasses.replace(
+        one,
+        drop=fmean(loss for image, loss in zip(images, losses, strict=True) if image % 2 == 0),
+        unseen=tuple(weight * sum(of_image) for of_image in unseen.values()),
+    )
