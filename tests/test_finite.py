@@ -36,11 +36,20 @@ def changed(world: World, name: str, change: Callable[[Tensor], Any]) -> None:
 
 
 @pytest.mark.parametrize("way", [[], PRUNED])
-def test_one_nan_in_the_image_tower_ends_the_evaluation_and_is_found(world: World, way: list[str]) -> None:
-    changed(world, "visual.ln_post.weight", lambda w: w[0].fill_(torch.nan))
+@pytest.mark.parametrize("name", ["visual.ln_post.weight", "ln_final.weight", "logit_scale"])
+def test_one_nan_in_either_tower_is_found_before_the_work(world: World, way: list[str], name: str) -> None:
+    changed(world, name, lambda w: w.view(-1)[0].fill_(torch.nan))
     line = refused(world, "--no_amp", *way)
-    assert "24 of 24 images" in line
-    assert "weights hold 1 such numbers (visual.ln_post.weight)" in line
+    assert f"--pretrained w.pt: numbers that are not finite: its weights hold 1 such numbers ({name})" in line
+
+
+def test_one_nan_in_a_model_of_ones_own_ends_the_evaluation_and_is_found() -> None:
+    model = torch.nn.Linear(12, 4)
+    model.encode_image = lambda images: model(images.flatten(1))
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    with torch.no_grad(), pytest.raises(ValueError, match=r"3 of 3 images .* weights hold 1 such numbers \(weight\)"):
+        Encoder(model, None, Runtime(torch.device("cpu"), "fp32")).encode(torch.ones(3, 3, 2, 2))
 
 
 def test_an_overflow_names_the_precision(world: World) -> None:
@@ -62,8 +71,8 @@ def test_features_whose_length_overflows_are_refused_too(world: World) -> None:
     assert "--precision fp32: 24 of 24 images" in refused(world, "--no_amp")
 
 
-def test_one_nan_in_the_text_tower_ends_the_evaluation(world: World) -> None:
-    changed(world, "ln_final.weight", lambda w: w[0].fill_(torch.nan))
+def test_an_overflow_in_the_text_tower_ends_the_evaluation(world: World) -> None:
+    changed(world, "ln_final.weight", lambda w: w.fill_(3e38))
     assert "6 of 6 texts have embeddings that are not finite" in refused(world, "--no_amp")
 
 

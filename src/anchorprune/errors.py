@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
+
+# What torch says on a CPU; on CUDA it has an exception of its own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+_LONG = 1000  # characters of a value in a sentence; a path has fewer
 
 
 class UserError(ValueError):
@@ -21,7 +26,7 @@ class FieldError(UserError):
 
     def __init__(self, field: str, value: object, fix: str, *, typed: str | None = None) -> None:
         """`typed`: the fix for somebody who typed a flag, where it names fields."""
-        super().__init__(f"{field}={value!r}: {fix}")
+        super().__init__(f"{field}={_short(repr, value)}: {fix}")
         self.field, self.value, self.fix, self.typed = field, value, fix, typed or fix
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -30,8 +35,16 @@ class FieldError(UserError):
 
     def as_flag(self) -> str:
         """The same sentence for somebody who typed a flag."""
-        value = " ".join(map(str, self.value)) if isinstance(self.value, (tuple, list)) else self.value
-        return f"--{self.field} {value}: {self.typed}"
+        values = self.value if isinstance(self.value, (tuple, list)) else (self.value,)
+        return f"--{self.field} {' '.join(_short(str, value) for value in values)}: {self.typed}"
+
+
+def _short(spell: Callable[[object], str], value: object) -> str:
+    """The value in a sentence, of what is very long its beginning."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write larger ones down
+        return f"a number of {value.bit_length()} bits"
+    text = spell(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
 class FieldWarning(UserWarning):
@@ -45,7 +58,21 @@ class FieldWarning(UserWarning):
         return str(self.args[0])
 
 
+def of_the_machine(error: Exception) -> UserError | None:
+    """What this machine has not, memory or a file that can be had, as a sentence; None for any other exception."""
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):
+        return UserError(f"{os.fsdecode(error.filename)}: {error.strerror or error}; name another file or folder")
+    is_torchs = isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_MEMORY)
+    )
+    if not is_torchs and not isinstance(error, MemoryError):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    what = f" ({lines[-1][:200]})" if lines else ""  # such as: Unable to allocate 36.4 TiB for an array
+    return UserError(f"there is not enough memory{what}; ask for less at once, such as a smaller batch_size")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the known name closest to `name`, or an empty string."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = get_close_matches(name[:100], list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

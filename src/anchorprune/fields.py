@@ -6,11 +6,16 @@ A field's default says of what kind it is; its help and what a string may be sta
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from anchorprune.errors import FieldError
+
+LARGEST = (1 << 63) - 1  # that fits in the whole numbers of torch
+_TYPES: dict[str, type] = {"str": str, "int": int, "float": Real, "bool": bool, "None": type(None)}
+_SAID = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "None": "null"}
 
 
 def option(
@@ -46,6 +51,8 @@ class Fields:
                     raise FieldError(field.name, value, "must be True or False")
             elif isinstance(field.default, (int, float)):
                 object.__setattr__(self, field.name, _number(field.name, value, type(field.default)))
+            elif isinstance(field.default, str) and not isinstance(value, str):
+                raise FieldError(field.name, value, "must be a text")
             elif field.default is None and value is not None:
                 object.__setattr__(self, field.name, _number(field.name, value, field.metadata["kind"]))
 
@@ -109,9 +116,35 @@ def _kind(cls: type[Fields]) -> str:
 def _number(name: str, value: Any, kind: type) -> Any:
     """One kind of number whatever came in (a NumPy integer, 1 for 1.0), so that equal settings are equal."""
     if kind is str:
+        if not isinstance(value, (str, os.PathLike)):
+            raise FieldError(name, value, "must be a text")
         return str(value)
     whole = kind is int
     if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
         raise FieldError(name, value, f"must be a {'whole ' if whole else ''}number")
     number: Any = value
+    if isinstance(value, Integral):
+        check_range(name, int(number))
     return int(number) if whole else float(number)
+
+
+def check_range(name: str, value: int, low: int = -LARGEST - 1, high: int = LARGEST, fix: str = "") -> None:
+    """FieldError, with this fix, for a whole number that is out of its range, which is that of 64 bits."""
+    if not low <= value <= high:
+        raise FieldError(name, value, fix or f"must be from {low} to {high}")
+
+
+def check_types(of: Any) -> None:
+    """FieldError where a field of a dataclass that was read holds another type than it is declared with.
+
+    Texts, numbers, True or False, and None are looked at.
+    """
+    for field in dataclasses.fields(of):
+        declared, value = str(field.type).split(" | "), getattr(of, field.name)
+        kinds = [_TYPES[name] for name in declared if name in _TYPES]
+        if len(kinds) == len(declared) and not any(
+            isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind in kinds
+        ):
+            raise FieldError(field.name, value, f"must be {' or '.join(_SAID[name] for name in declared)}")
+        if isinstance(value, str) and "\0" in value:
+            raise FieldError(field.name, value, "holds a NUL byte; no name has one")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorprune.errors import FieldError, UserError
+from anchorprune.reading import bytes_of
 
 StrPath = str | os.PathLike[str]
 _SMALL = 4096  # bytes: class names, prompts, labels
@@ -25,17 +26,19 @@ def user_cache() -> Path:
 
 def read_text(path: StrPath) -> str:
     """The text in a file, as `text_of` reads it. OSError or ValueError where it cannot be."""
-    return text_of(Path(path).read_bytes())
+    return text_of(bytes_of(path))
 
 
 def text_of(data: bytes) -> str:
     """UTF-8 text as it is meant: without the mark that editors put in front, with `\n` at line ends.
 
     Raises:
-        ValueError: no UTF-8.
+        ValueError: no UTF-8, or no text.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is UTF-16: save it as UTF-8")
+    if b"\0" in data:
+        raise ValueError("it holds NUL bytes, so is no text")
     return data.decode("utf-8").replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -51,7 +54,7 @@ def fingerprint(path: StrPath) -> str:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     return digest.hexdigest()
 
@@ -151,7 +154,8 @@ def write_text(text: str, path: StrPath) -> None:
     write_bytes(text.encode("utf-8", "surrogateescape"), path)
 
 
-def unreadable(path: StrPath, error: OSError) -> UserError:
-    """The sentence for a file that cannot be read."""
-    reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+def unreadable(path: StrPath, error: OSError | ValueError) -> UserError:
+    """The sentence for a file that cannot be read; ValueError is a name that no file can have."""
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    reason = "no such file" if isinstance(error, FileNotFoundError) else reason
     return UserError(f"{path}: {reason}; name a file that can be read")

@@ -19,7 +19,7 @@ from typing import Any
 import anchorprune
 from anchorprune.commands._flags import Parser
 from anchorprune.commands._quiet import no_bars
-from anchorprune.errors import FieldError, FieldWarning, UserError, did_you_mean
+from anchorprune.errors import FieldError, FieldWarning, UserError, did_you_mean, of_the_machine
 
 # The order in which help lists them; others come after these.
 ORDER = (
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         parser = build_parser()
     except UserError as error:  # a strategy of another package
         return _complain(str(error))
+    if odd := next((word for word in argv or () if not _can_be_typed(word)), None):
+        return _complain(f"{odd!a}: holds a NUL byte or half a character, which no name has")
     args, unknown = parser.parse_known_args(argv)
     if "which" not in args and not unknown:
         parser.print_help()
@@ -72,12 +74,23 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(error.as_flag())
     except UserError as error:
         return _complain(str(error))
-    except KeyboardInterrupt as error:
-        print(f"anchorprune: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        if (lacking := of_the_machine(error)) is None:
+            raise
+        return _complain(str(lacking))
+    except KeyboardInterrupt as error:
+        print(f"anchorprune: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 130
+
+
+def _can_be_typed(word: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
 
 
 def _complain(sentence: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from anchorprune import tasks
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import PRECISIONS
+from anchorprune.fields import LARGEST
 from anchorprune.progress import FORMATS, Reporting
 from anchorprune.strategies import Wanted, make_strategy, registry
 
@@ -25,8 +26,20 @@ DEFAULT_PRETRAINED = ["laion400m_e32"]
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a mistake instead of the whole usage."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", int, _whole)
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        said = message if len(message) <= 1000 else f"{message[:1000]}…"
+        self.exit(2, f"{self.prog}: error: {said} (see {self.prog} --help)\n")
+
+
+def _whole(text: str) -> int:
+    """The whole number that a flag was given."""
+    if len(text) > 40 or not -LARGEST <= (number := int(text)) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:20]}… is no whole number of 64 bits")
+    return number
 
 
 def add_source_flags(parser: argparse._ActionsContainer) -> None:
@@ -207,7 +220,14 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
 
 def parse_strategies(specs: Sequence[str] | None) -> list[Wanted] | None:
     """Each of `--strategies`, a name or a name with flags in quotes, with the fields that were given; None for none."""
-    return None if specs is None else [_parse_strategy(*(shlex.split(spec) or [""])) for spec in specs]
+    return None if specs is None else [_parse_strategy(*_words(spec)) for spec in specs]
+
+
+def _words(spec: str) -> list[str]:
+    try:
+        return shlex.split(spec) or [""]
+    except ValueError as error:
+        raise UserError(f"--strategies {spec}: {str(error).lower()}; close the quotes") from error
 
 
 def _parse_strategy(name: str, *flags: str) -> Wanted:

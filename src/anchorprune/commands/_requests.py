@@ -18,6 +18,7 @@ from anchorprune.datasets import default_task, expand_names
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
 from anchorprune.files import lines_of, read_text
+from anchorprune.reading import filled
 from anchorprune.scale.ranks import launched
 from anchorprune.tasks import make_task, registry
 
@@ -97,7 +98,7 @@ def single_request(args: argparse.Namespace) -> Request:
 
 def folder_names(requests: Sequence[Request]) -> list[str]:
     """What the folder of each of a sweep's combinations is called. UserError where two would have one name."""
-    names = ["{model}_{pretrained}_{dataset}_{language}".format(**_output_names(request)) for request in requests]
+    names = [filled("{model}_{pretrained}_{dataset}_{language}", **_output_names(request)) for request in requests]
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(
@@ -231,8 +232,8 @@ def _output_template(args: argparse.Namespace) -> str:
 
 def _fill(flag: str, template: str, names: dict[str, str]) -> str:
     try:
-        return template.format(**names)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        return filled(template, **names)
+    except ValueError as error:
         known = ", ".join(f"{{{name}}}" for name in names)
         raise UserError(f"{flag} {template}: the placeholders are {known}") from error
 

@@ -168,7 +168,7 @@ def _strategy(args: argparse.Namespace) -> Strategy | None:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if found is None or int(found[1]) >= int(found[2]):
         raise UserError(f"--shard {text}: give I/N with I from 0 to N - 1, such as 0/4, 1/4, 2/4 and 3/4")
     return int(found[1]), int(found[2])

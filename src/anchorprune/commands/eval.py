@@ -243,9 +243,11 @@ def _outputs(args: argparse.Namespace, runs: list[Run]) -> list[tuple[str, str]]
 
 def _strategy(args: argparse.Namespace) -> Strategy | None:
     fields = given_fields(args)
-    name = args.strategy or "anchor"
+    name = "anchor" if args.strategy is None else args.strategy
     if name not in registry():
-        raise UserError(f"--strategy {name}: choose one of {', '.join(registry())}.{did_you_mean(name, registry())}")
+        raise UserError(
+            f"--strategy {name or repr(name)}: choose one of {', '.join(registry())}.{did_you_mean(name, registry())}"
+        )
     strategy = make_strategy(name, **fields)  # a wrong value is an error also without effect
     if args.target_gmacs is not None:
         from anchorprune.evaluation.preflight import check_no_budget

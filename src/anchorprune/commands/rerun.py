@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         after.save(args.output)
     if (now := request.hash()) != before["config_hash"]:
         what = "The files that the request names are not what they were"
-        if before["request"]["pruning"] != (request.pruning and request.pruning.as_dict()):
+        if before["request"].get("pruning") != (request.pruning and request.pruning.as_dict()):
             what = "The strategy has other fields than it had when this was measured"
         print(f"{what} (hash {before['config_hash']}, now {now}).")
     differ = list(_differences(before["metrics"], after.to_dict()["metrics"]))

@@ -14,10 +14,11 @@ from typing import Any
 
 from anchorprune import plugins
 from anchorprune.datasets import prompts
-from anchorprune.datasets.base import COLUMNS, DataSpec, EvalDataset, Source, Transform
+from anchorprune.datasets.base import COLUMNS, MOST_CLASSES, DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.names import COLLECTIONS
 from anchorprune.errors import FieldError, FieldWarning
 from anchorprune.files import lines_of, read_text
+from anchorprune.reading import filled
 
 __all__ = [
     "DataSpec",
@@ -110,7 +111,15 @@ def _source_of(spec: DataSpec) -> type[Source]:
 
 def _check_targets(dataset: EvalDataset) -> None:
     """UserError where a known target has no class name: it could only be counted wrong."""
-    if dataset.targets is None or dataset.classes is None:
+    if dataset.targets is None or (dataset.classes is None and dataset.kind != "classes"):
+        return
+    if dataset.classes is None:
+        for key, target in zip(dataset.keys, dataset.targets, strict=True):
+            if target >= MOST_CLASSES:
+                fix = (
+                    f"sample {key} has label {target}, and there can be no more than {MOST_CLASSES:,} classes; fix it."
+                )
+                raise FieldError("dataset", dataset.name, fix)
         return
     count = len(dataset.classes)
     for key, target in zip(dataset.keys, dataset.targets, strict=True):
@@ -161,8 +170,8 @@ def dataset_root(template: str, name: str) -> str:
     """
     short = name.removeprefix("wds/")
     try:
-        return template.format(dataset=short, dataset_cleaned=short.replace("/", "-"))
-    except (KeyError, IndexError, ValueError, AttributeError) as err:
+        return filled(template, dataset=short, dataset_cleaned=short.replace("/", "-"))
+    except ValueError as err:
         raise FieldError(
             "dataset_root",
             template,

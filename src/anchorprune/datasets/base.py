@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from anchorprune.datasets.names import default_task
-from anchorprune.errors import FieldError
+from anchorprune.fields import check_range
 
 Transform = Callable[[Any], Any]
 KINDS = ("images", "classes", "labels", "captions", "choices")
@@ -51,10 +51,12 @@ class DataSpec:
     skip_bad_images: bool = False
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise FieldError("limit", self.limit, "must be 1 or more")
+        if self.limit is not None:
+            check_range("limit", self.limit, 1, fix="must be 1 or more, and no more than data can hold")
+        check_range("seed", self.seed)
 
 
+MOST_CLASSES = 10_000_000  # an index above is no class, and asks for the memory of as many
 COLUMNS = ("image_column", "caption_column", "label_column")
 
 

@@ -25,6 +25,7 @@ from anchorprune.datasets.workers import in_batches
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import replacing, write_text
 from anchorprune.progress import Reporting, reporting_of
+from anchorprune.reading import bytes_of, json_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -287,7 +288,7 @@ def claimed(folder: Path, record: dict[str, Any], flag: str = "output") -> Itera
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            _check_same(flag, folder, json.loads(file.read_text(encoding="utf-8")), record)
+            _check_same(flag, folder, json_of(bytes_of(file)), record)
         elif next(folder.iterdir(), None) is not None:
             raise FieldError(flag, str(folder.parent), f"{folder} holds something else; name another folder")
         else:

@@ -16,6 +16,7 @@ from anchorprune.datasets.prompts import GENERAL_TEMPLATES, check_templates, cus
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.files import folder_stamp, lines_of, read_text
+from anchorprune.reading import path_of
 
 WHOLE = "test"  # the one split of a folder without any
 # What systems put beside pictures: archives made on a Mac, Synology's thumbnails, Windows' bins.
@@ -60,8 +61,8 @@ class Folder(Source):
 
     @classmethod
     def stamp(cls, spec: DataSpec) -> Any:
-        path = Path(spec.name.removeprefix("folder:")).expanduser()
-        return [str(path.resolve()), folder_stamp(path)]
+        path = path_of(spec.name.removeprefix("folder:"))
+        return [os.path.realpath(path), folder_stamp(path)]
 
     @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
@@ -75,7 +76,7 @@ def open_pictures(name: str, transform: Transform) -> EvalDataset:
 
     Raises UserError for a missing folder, or one without images.
     """
-    path = Path(name.removeprefix("folder:")).expanduser()
+    path = path_of(name.removeprefix("folder:"))
     if name == "folder:" or not path.is_dir():
         raise FieldError("dataset", name, "no such folder; give folder:PATH with images in it.")
     files, passed_over = _images(path)
@@ -107,7 +108,7 @@ def open_folder(name: str, *, split: str, transform: Transform, classnames: str 
 
     Raises UserError for a missing folder, one without class folders or images, and bad text files.
     """
-    path = Path(name.removeprefix("folder:")).expanduser()
+    path = path_of(name.removeprefix("folder:"))
     if name == "folder:" or not path.is_dir():
         raise FieldError("dataset", name, "no such folder; give folder:PATH with one subfolder of images a class.")
     top = path / split if _subfolders(path / split) else path

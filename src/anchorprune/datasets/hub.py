@@ -14,6 +14,7 @@ from huggingface_hub import utils as hub
 from anchorprune.datasets.images import one_line
 from anchorprune.datasets.remote import HUGGING_FACE, Files
 from anchorprune.errors import FieldError
+from anchorprune.reading import path_of
 
 _PAGE = re.compile(r"([^/]+/[^/]+)(?:/tree/([^/]+)(?:/(.+))?)?")
 _TIMEOUT = 60  # seconds
@@ -37,7 +38,7 @@ class HubFiles(Files):
             raise FieldError("dataset_root", root, f"must look like {HUGGING_FACE}USER/REPO/tree/BRANCH.")
         self._repo, self._folder = page[1], f"{page[3]}/" if page[3] else ""
         self._revision = unquote(page[2] or "main")
-        self._cache = str(Path(cache_dir).expanduser()) if cache_dir else None
+        self._cache = str(path_of(cache_dir)) if cache_dir else None
         self._commit: str | None = None
         self._asked = False
 

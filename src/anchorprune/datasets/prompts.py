@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.files import read_text
+from anchorprune.reading import exists, json_of, path_of
 
 Templates = list[str] | dict[str, list[str]]
 
@@ -71,11 +71,7 @@ def custom_templates(file: str, name: str) -> Templates:
 def check_templates(templates: list[str], source: str) -> list[str]:
     """`templates` as they are, or UserError (opened by `source`) for one that takes no class name."""
     for template in templates:
-        try:
-            fits = "\0" in template.format(c="\0")
-        except (KeyError, IndexError, ValueError, AttributeError):
-            fits = False
-        if not fits:
+        if "{c}" not in template:  # which is replaced; nothing else in braces means anything
             raise UserError(f"{source}: the template {template!r} must hold {{c}} where the class name goes.")
     return templates
 
@@ -132,15 +128,15 @@ def resolve(flag: str, file: str) -> Path:
 
     Raises UserError where it is in neither place.
     """
-    path = Path(file).expanduser()
-    if path.is_file():
+    path = path_of(file)
+    if exists(path):
         return path
     try:
         spec = importlib.util.find_spec("clip_benchmark.datasets")
     except ImportError:  # no clip_benchmark, or a folder of that name
         spec = None
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(folder) / file).is_file():
+        if exists(Path(folder) / file):
             return Path(folder) / file
     raise FieldError(flag, file, "no such file; give the path of a JSON file, or of one in clip-benchmark.")
 
@@ -149,7 +145,7 @@ def read(flag: str, file: str) -> dict[str, Any]:
     """What a custom file holds, without blanks around names and prompts. UserError where it is no JSON object."""
     path = resolve(flag, file)
     try:
-        content = _plain(json.loads(read_text(path)))
+        content = _plain(json_of(read_text(path)))
     except (OSError, ValueError) as err:
         raise FieldError(flag, file, f"cannot be read as JSON ({err}).") from err
     if not isinstance(content, dict):
@@ -160,7 +156,10 @@ def read(flag: str, file: str) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Without blanks and line ends around names and prompts, as a script that read them from a file leaves them."""
     if isinstance(value, dict):
-        return {_plain(key): _plain(inner) for key, inner in value.items()}
+        plain = {_plain(key): _plain(inner) for key, inner in value.items()}
+        if len(plain) < len(value):
+            raise ValueError("two of its keys differ in blanks alone")
+        return plain
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return value.replace("\ufeff", "").strip() if isinstance(value, str) else value

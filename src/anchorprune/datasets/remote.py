@@ -15,6 +15,7 @@ from anchorprune.datasets.images import one_line
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import read_text, replacing, user_cache
 from anchorprune.progress import as_told
+from anchorprune.reading import path_of
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20  # bytes
@@ -75,7 +76,7 @@ class LocalFiles(Files):
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.folder: Path = Path(root).expanduser()
+        self.folder: Path = path_of(root)
 
     def where(self, name: str) -> str:
         return str(self.folder / name)
@@ -94,7 +95,7 @@ class WebFiles(Files):
         # the hash keeps roots apart whose readable part is the same
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", self._url.split("://", 1)[1])[-60:].strip("-.")
         mark = hashlib.blake2b(self._url.encode(), digest_size=4).hexdigest()
-        self._cache = Path(cache_dir or user_cache() / "wds").expanduser() / f"{slug}-{mark}"
+        self._cache = path_of(cache_dir or user_cache() / "wds") / f"{slug}-{mark}"
 
     def where(self, name: str) -> str:
         return f"{self._url}/{name}"

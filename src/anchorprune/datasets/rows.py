@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import current_process
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 from anchorprune.datasets.images import one_line
 from anchorprune.errors import UserError
+from anchorprune.reading import json_of
 
 At = Callable[[], int] | None  # the line or row that a reader is at
 Row = tuple[str, list[Any]]  # where it stands, for messages, and the values of the columns asked for
@@ -103,8 +103,8 @@ class LinesTable:
                     continue
                 place = f"{self.file}, line {number}"
                 try:
-                    content = json.loads(line)
-                except (ValueError, RecursionError) as err:
+                    content = json_of(line, nan_is_none=True)
+                except ValueError as err:
                     raise UserError(f"{place}: is no JSON ({one_line(err)}); write one object a line") from err
                 if not isinstance(content, dict):
                     raise UserError(f"{place}: is no JSON object; write one object a line, with the columns as keys")
@@ -222,10 +222,11 @@ def _leaf(batch: Any, name: str) -> list[Any]:
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {name: list(map(str, feature["names"])) for name, feature in features.items() if "names" in feature}
+        features = json_of(metadata[b"huggingface"])["info"]["features"]
+        named = {name: feature["names"] for name, feature in features.items() if "names" in feature}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
+    return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list)}
 
 
 def _check_names(file: Path, columns: list[str]) -> None:
@@ -255,11 +256,11 @@ def _reading(file: Path, at: At = None, what: str = "line") -> Iterator[None]:
     """What goes wrong in reading a file as a UserError that names it, and where `at` says it was."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except UnicodeDecodeError as err:
         raise UserError(f"{file}: is no UTF-8 text ({one_line(err)}); save it as UTF-8") from err
-    except (OSError, ValueError, csv.Error, NotImplementedError, StopIteration) as err:
+    except Exception as err:  # csv and pyarrow raise a dozen kinds for what they cannot read
         place = f"{file}, {what} {at()}" if at else str(file)
         reason = "no such file" if isinstance(err, FileNotFoundError) else one_line(err)
         raise UserError(f"{place}: cannot be read ({reason})") from err

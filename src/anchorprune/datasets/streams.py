@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from anchorprune.datasets.zoo import build_upstream, class_names
 from anchorprune.errors import FieldError
 from anchorprune.files import user_cache, write_text
 from anchorprune.progress import as_told
+from anchorprune.reading import path_of
 
 # Of each prefix what has to be there, as it is imported and as it is installed.
 _PACKAGES = {
@@ -70,9 +72,9 @@ class Streams(Source):
 
 def _copy_of(spec: DataSpec) -> Path:
     """The folder in the cache. The language is that of the class names, the root where TensorFlow keeps its files."""
-    mark = hashlib.blake2b(f"{Path(spec.root).resolve()}\0{spec.language}".encode(), digest_size=4).hexdigest()
+    mark = hashlib.blake2b(f"{os.path.realpath(spec.root)}\0{spec.language}".encode(), digest_size=4).hexdigest()
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", spec.name)
-    return Path(spec.cache_dir or user_cache() / "wds").expanduser() / f"{slug}-{mark}"
+    return path_of(spec.cache_dir or user_cache() / "wds") / f"{slug}-{mark}"
 
 
 def _is_copied(root: Path, spec: DataSpec) -> bool:

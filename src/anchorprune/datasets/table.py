@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,14 +13,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anchorprune.datasets import prompts
-from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
+from anchorprune.datasets.base import MOST_CLASSES, DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.encoded import EncodedItems
 from anchorprune.datasets.folder import read_templates
 from anchorprune.datasets.images import one_line
 from anchorprune.datasets.rows import ParquetBytes, ParquetTable, Table, open_table
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
-from anchorprune.files import fingerprint
+from anchorprune.files import fingerprint, lines_of, read_text
+from anchorprune.reading import exists, path_of, whole_number
 
 # What columns are usually called; several of one row in a table are ambiguous.
 USUAL = {
@@ -90,9 +92,9 @@ class TableSource(Source):
     def stamp(cls, spec: DataSpec) -> Any:
         # Of a table that holds the images themselves its size has to do.
         of_tables = [
-            [str(file.resolve()), size if (size := file.stat().st_size) > _SMALL else fingerprint(file)]
+            [os.path.realpath(file), size if (size := file.stat().st_size) > _SMALL else fingerprint(file)]
             for file in _named(spec)
-            if file.is_file()
+            if exists(file)
         ]
         return [of_tables, _sizes(spec)]
 
@@ -141,8 +143,13 @@ def _column(spec: DataSpec, what: str, columns: list[str]) -> str | None:
 
 
 def _complain(spec: DataSpec, what: str, columns: list[str], problem: str) -> None:
-    text = f"{problem}; name one with {{}}{what}_column. Its columns: {', '.join(columns)}"
-    raise FieldError("dataset", spec.name, text.format(""), typed=text.format("--"))
+    flag, rest = f"{what}_column", f"Its columns: {', '.join(columns)}"
+    raise FieldError(
+        "dataset",
+        spec.name,
+        f"{problem}; name one with {flag}. {rest}",
+        typed=f"{problem}; name one with --{flag}. {rest}",
+    )
 
 
 def open_table_dataset(spec: DataSpec, transform: Transform, task: str) -> EvalDataset:
@@ -173,7 +180,7 @@ def open_table_dataset(spec: DataSpec, transform: Transform, task: str) -> EvalD
 
 def _named(spec: DataSpec) -> list[Path]:
     """The files that the data set's name means, whether they are there or not."""
-    named = Path(spec.name.removeprefix("table:").replace("{split}", spec.split)).expanduser()
+    named = path_of(spec.name.removeprefix("table:").replace("{split}", spec.split))
     return sorted(Path(path) for path in glob.glob(str(named))) if "*" in str(named) else [named]
 
 
@@ -187,8 +194,8 @@ def _sizes(spec: DataSpec) -> str | None:
             if isinstance(table, ParquetTable) and table.bytes_in(column):
                 return None
             for place, (value,) in table.rows([column]):
-                path = table.file.parent / Path(_path(value, place, column)).expanduser()
-                digest.update(b"%d " % (path.stat().st_size if path.is_file() else -1))
+                path = table.file.parent / path_of(_path(value, place, column))
+                digest.update(b"%d " % (path.stat().st_size if exists(path) else -1))
     except UserError:  # said where the table is read
         return None
     return digest.hexdigest()
@@ -196,7 +203,7 @@ def _sizes(spec: DataSpec) -> str | None:
 
 def _tables(spec: DataSpec) -> list[Table]:
     files = _named(spec)
-    if spec.name == "table:" or not files or not all(file.is_file() for file in files):
+    if spec.name == "table:" or not files or not all(map(exists, files)):
         fix = "no such file; give table:FILE, a CSV, TSV, JSON-lines or Parquet file with a row for each image"
         meant = spec.name.removeprefix("table:").replace("{split}", spec.split)
         raise FieldError("dataset", spec.name, f"{fix} ({meant})" if meant not in spec.name else fix)
@@ -252,7 +259,7 @@ class _Rows:
                     key, identity = f"{table.file.name}:{row + 1}", identities[row] if identities else None
                 else:
                     key = _path(values[-1], place, columns.image)
-                    image = identity = str(table.file.parent / Path(key).expanduser())
+                    image = identity = str(table.file.parent / path_of(key))
                 self._add(known, identity, image, key, value, place)
         if columns.split and not splits[spec.split]:
             fix = f"the column 'split' of {spec.name} has {', '.join(sorted(splits)) or 'no rows'}"
@@ -283,9 +290,7 @@ class _Rows:
             if each is None or each != each or (isinstance(each, str) and not each.strip()):  # NaN is no value either
                 raise UserError(f"{place}: has no {what} in column {column!r}; fill it or remove the row")
             # a label that is a number is an index, which pandas may have made 3.0 of
-            if not isinstance(each, str if self._of_captions else (str, int)) and not (
-                not self._of_captions and isinstance(each, float) and each.is_integer()
-            ):
+            if not isinstance(each, str) and (self._of_captions or not _is_index(each)):
                 raise UserError(f"{place}: column {column!r} holds {str(each)[:40]!r}, which is no {what}")
         if self._of_captions:
             if not value:
@@ -324,7 +329,10 @@ class _Classes:
 
     def __init__(self, spec: DataSpec, folder: Path, table: Table, column: str, rows: _Rows) -> None:
         given = _given_names(spec, folder, table, column)
-        numbered = {label: _number(label) for label in rows.seen}
+        try:
+            numbered = {label: _number(label) for label in rows.seen}
+        except UserError as error:
+            raise FieldError("dataset", spec.name, str(error)) from error
         index = {label: number for label, number in numbered.items() if number is not None}
         if len(index) < len(numbered):
             index = _by_name(spec, rows.seen, given)
@@ -337,6 +345,10 @@ class _Classes:
             )
         self.kind = "labels" if any(several) else "classes"
         count = len(given) if given else 1 + max(index.values(), default=0)
+        if count > MOST_CLASSES:
+            raise FieldError(
+                "dataset", spec.name, f"has the label {count - 1}; at most {MOST_CLASSES:,} classes can be"
+            )
         self.targets: list[Any] = []
         for value, place in zip(rows.values, rows.places, strict=True):
             numbers = [index[each] for each in (value if isinstance(value, tuple) else [value])]
@@ -345,12 +357,22 @@ class _Classes:
             self.targets.append(_one_hot(numbers, count) if self.kind == "labels" else numbers[0])
 
 
+def _is_index(label: Any) -> bool:
+    if isinstance(label, float):
+        return label.is_integer() and abs(label) < MOST_CLASSES
+    return isinstance(label, int) and not isinstance(label, bool)
+
+
 def _number(label: Any) -> int | None:
-    """The class index that a label is, or None for a name."""
-    if isinstance(label, str):
-        match = _NUMBER.fullmatch(label.strip())
-        return int(match[1]) if match else None
-    return int(label)
+    """The class index that a label is, or None for a name. UserError for more digits than a number has."""
+    if not isinstance(label, str):
+        return int(label)
+    if (match := _NUMBER.fullmatch(label.strip())) is None:
+        return None
+    try:
+        return whole_number(match[1])
+    except ValueError as error:
+        raise UserError(f"the label {error}; a class index is smaller") from error
 
 
 def _by_name(spec: DataSpec, seen: set[Any], given: list[str] | None) -> dict[Any, int]:
@@ -382,7 +404,7 @@ def _given_names(spec: DataSpec, folder: Path, table: Table, column: str) -> lis
     file = folder / "classnames.txt"
     if file.exists():
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            lines = [line for line in lines_of(read_text(file)) if line]
         except (OSError, ValueError) as err:
             raise UserError(f"{file}: cannot be read as UTF-8 text ({one_line(err)})") from err
         return lines

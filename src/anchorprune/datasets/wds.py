@@ -12,7 +12,7 @@ Each tar is scanned once, headers and labels only; an image is then one seek and
 
 from __future__ import annotations
 
-import io
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -27,6 +27,7 @@ from anchorprune.datasets.remote import Files, files_at, is_url
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.files import fingerprint, folder_stamp, lines_of, text_of
+from anchorprune.reading import array_of, path_of, whole_number
 
 # In upstream's order of preference, should a sample have several.
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
@@ -40,6 +41,7 @@ _TARGETS = {"classes": "cls", "labels": "npy", "captions": "txt"}
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
 _BLOCK = tarfile.BLOCKSIZE
+MOST_TARS = 10_000_000
 
 Span = tuple[int, int]  # offset and size in the tar, bytes
 
@@ -107,8 +109,12 @@ class Wds(Source):
     def stamp(cls, spec: DataSpec) -> Any:
         if is_url(spec.root):
             return None
-        root = Path(spec.root).expanduser()
-        return [str(root.resolve()), folder_stamp(root / spec.split), [_content(p) for p in sorted(root.glob("*.txt"))]]
+        root = path_of(spec.root)
+        return [
+            os.path.realpath(root),
+            folder_stamp(root / spec.split),
+            [_content(p) for p in sorted(root.glob("*.txt"))],
+        ]
 
     @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
@@ -158,9 +164,13 @@ def _shard_count(source: Files, name: str, split: str) -> int:
         splits = [] if source.folder is None else sorted(p.parent.name for p in source.folder.glob("*/nshards.txt"))
         hint = f" Splits here: {', '.join(splits)}." if splits else ""
         raise FieldError("split", split, f"there is no {where}.{hint}{did_you_mean(split, splits)}")
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise UserError(f"{where}: must hold the number of tars, 1 or more, not {text.strip()[:40]!r}.")
-    return int(text)
+    try:
+        count = whole_number(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= MOST_TARS:
+        raise UserError(f"{where}: must hold the number of tars, 1 to {MOST_TARS:,}, not {text.strip()[:40]!r}.")
+    return count
 
 
 def _kind(source: Files) -> str | None:
@@ -292,7 +302,7 @@ def _groups(members: Iterator[tuple[str, Span]], tar: Path) -> Iterator[tuple[st
 
 def _class_index(data: bytes, source: str) -> int:
     try:
-        return int(text_of(data))
+        return whole_number(text_of(data))
     except ValueError:
         raise UserError(f"{source} has the label {data[:40]!r}; a .cls file holds one class index.") from None
 
@@ -303,11 +313,11 @@ def _vector(data: bytes, source: str) -> Any:
     import torch
 
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array = array_of(data)
         if array.ndim != 1:
             raise ValueError(f"its shape is {array.shape}")
         return torch.from_numpy(array.astype(np.float32))
-    except (ValueError, EOFError, OSError, TypeError) as err:
+    except ValueError as err:
         raise UserError(f"{source}: its .npy must hold one number for each class ({one_line(err)}).") from err
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import pickle
 import sys
 import tarfile
@@ -26,6 +27,7 @@ from anchorprune.datasets.names import CHOICES, RETRIEVAL, default_task, known_n
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.files import write_text
+from anchorprune.reading import path_of
 
 _MULTILABEL = frozenset({"voc2007_multilabel"})
 
@@ -97,7 +99,7 @@ class Zoo(Source):
 
     @classmethod
     def stamp(cls, spec: DataSpec) -> Any:
-        return str(Path(spec.root).expanduser().resolve())
+        return os.path.realpath(path_of(spec.root))
 
     @classmethod
     def check(cls, spec: DataSpec, task: str) -> None:
@@ -167,7 +169,7 @@ def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
                 custom_classname_file=classes_file,
                 custom_template_file=_plain_copy("custom_template_file", templates_file, folder),
             )
-    except (AssertionError, ImportError, KeyError, TypeError, SystemExit, *_NO_DATA) as err:
+    except (AssertionError, AttributeError, ImportError, LookupError, TypeError, SystemExit, *_NO_DATA) as err:
         problem = _explain(err, name, spec.root, split, language, language in languages)
         if problem is None:
             raise

@@ -16,6 +16,7 @@ from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.embeddings.tables import open_tables
 from anchorprune.embeddings.tars import open_tars
 from anchorprune.errors import FieldError
+from anchorprune.reading import whole_number
 
 _ENDINGS = {
     "tars": (".tar",),
@@ -118,7 +119,7 @@ def _braces(pattern: str) -> Iterator[str]:
     if found := _NUMBERS.search(pattern):
         first, last = found.groups()
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-        between: Sequence[str] = [f"{n:0{width}d}" for n in _range(int(first), int(last), pattern)]
+        between: Sequence[str] = [f"{n:0{width}d}" for n in _range(first, last, pattern)]
     elif found := _CHOICES.search(pattern):
         between = found[1].split(",")
     else:
@@ -128,7 +129,11 @@ def _braces(pattern: str) -> Iterator[str]:
         yield from _braces(pattern[: found.start()] + each + pattern[found.end() :])
 
 
-def _range(first: int, last: int, pattern: str) -> range:
+def _range(start: str, end: str, pattern: str) -> range:
+    try:
+        first, last = whole_number(start), whole_number(end)
+    except ValueError as error:
+        raise FieldError("input", pattern, str(error)) from error
     if abs(last - first) > _MOST:
         raise FieldError("input", pattern, f"stands for more than {_MOST:,} files")
     return range(first, last + 1) if first <= last else range(first, last - 1, -1)

@@ -15,6 +15,7 @@ from anchorprune.datasets.remote import is_url
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError
+from anchorprune.reading import json_of
 
 MAX_BYTES = 1 << 29  # of a file or member; a photograph of 179 million pixels, Pillow's own limit, takes less
 
@@ -121,7 +122,7 @@ def _text(data: bytes, source: str) -> str:
 
 def _object(data: bytes, source: str) -> dict[str, Any]:
     try:
-        content = json.loads(_text(data, source))
-    except (ValueError, RecursionError) as err:
+        content = json_of(_text(data, source), nan_is_none=True)
+    except ValueError as err:
         raise BadImage(f"{source}: is no JSON ({one_line(err)})") from err
     return content if isinstance(content, dict) else {}

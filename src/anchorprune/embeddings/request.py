@@ -10,7 +10,8 @@ from typing import Any
 
 from anchorprune.datasets.remote import is_url
 from anchorprune.errors import FieldError, UserError, did_you_mean
-from anchorprune.evaluation.request import Compute, ModelSpec
+from anchorprune.evaluation.request import Compute, ModelSpec, spec_of
+from anchorprune.fields import check_range
 from anchorprune.files import fingerprint
 from anchorprune.strategies.base import Strategy
 
@@ -77,10 +78,10 @@ class EncodeRequest:
             if (value := getattr(self, name)) not in choices:
                 fix = f"choose one of {', '.join(choices)}.{did_you_mean(str(value), choices)}"
                 raise FieldError(name, value, fix)
-        if self.rows_per_shard < 1:
-            raise FieldError("rows_per_shard", self.rows_per_shard, "must be 1 or more")
-        if self.limit is not None and self.limit < 1:
-            raise FieldError("limit", self.limit, "must be 1 or more")
+        check_range("rows_per_shard", self.rows_per_shard, 1, fix="must be 1 or more, and no more than a file can hold")
+        if self.limit is not None:
+            check_range("limit", self.limit, 1, fix="must be 1 or more, and no more than data can hold")
+        check_range("seed", self.seed)
         if not 0 <= self.max_failures <= 1:
             raise FieldError("max_failures", self.max_failures, "is a share of the images, 0 … 1")
         own = {"id", "embedding", "text_embedding", "image_path", "caption"} & set(self.keep_columns)
@@ -113,9 +114,12 @@ class EncodeRequest:
         if (version := fields.pop("version", None)) != VERSION:
             raise UserError(f"a request to encode of version {version!r}: this anchorprune reads version {VERSION}")
         try:
-            fields["model"], fields["compute"] = ModelSpec(**fields["model"]), Compute(**fields["compute"])
+            fields["model"], fields["compute"] = (
+                spec_of(ModelSpec, fields["model"]),
+                spec_of(Compute, fields["compute"]),
+            )
             fields["pruning"] = None if fields["pruning"] is None else Strategy.from_dict(fields["pruning"])
-            return cls(**fields)
+            return spec_of(cls, fields)
         except (KeyError, TypeError) as error:
             raise UserError(f"a request to encode cannot be read ({error})") from error
 

@@ -22,6 +22,7 @@ from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import config_hash, plain
 from anchorprune.files import replacing, write_text
+from anchorprune.reading import bytes_of, json_of
 
 SCHEMA_VERSION = 1
 _STALE = 3600.0  # seconds after which nobody is writing a temporary file any more
@@ -55,7 +56,7 @@ class Store:
                 raise FieldError("out", str(self.folder), "holds embeddings without encode.json; name another folder")
             return
         try:
-            before = json.loads(path.read_bytes())["identity"]
+            before = json_of(bytes_of(path))["identity"]
             keys = [key for key in {**self.identity, **before} if before.get(key) != self.identity.get(key)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is not what encode writes ({error}); name another folder") from error
@@ -94,14 +95,18 @@ class Store:
             UserError: it is another request's.
         """
         try:
-            found: dict[str, Any] = json.loads(self._record(shard).read_bytes())
-            done, rows = found["request"], found["rows"]
-        except (OSError, ValueError, KeyError, TypeError):
+            found: dict[str, Any] = json_of(bytes_of(self._record(shard)))
+            done, rows = found["request"], int(found["rows"])
+            failures = [(int(row), str(id), str(reason)) for row, id, reason in found["failures"]]
+            seconds = {str(name): float(value) for name, value in found["seconds"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if done != self.hash:
             where = self._record(shard)
             raise UserError(f"{where}: is of another request, begun at the same time; name another folder")
-        return found if not rows or all(path.exists() for path in self.layout.files(shard, self.request)) else None
+        if rows and not all(path.exists() for path in self.layout.files(shard, self.request)):
+            return None
+        return found | {"rows": rows, "failures": failures, "seconds": seconds}
 
     def write(
         self, shard: int, rows: Rows, failures: list[tuple[int, str, str]], seconds: dict[str, float], began: float
@@ -131,8 +136,8 @@ class Store:
 
     def check(self) -> dict[str, Any] | None:
         with suppress(OSError, ValueError):
-            found: dict[str, Any] = json.loads((self.folder / "shards" / "check.json").read_bytes())
-            return found
+            found = json_of(bytes_of(self.folder / "shards" / "check.json"))
+            return found if isinstance(found, dict) else None
         return None
 
     def sum_up(self) -> dict[str, Any]:

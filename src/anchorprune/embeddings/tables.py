@@ -19,6 +19,7 @@ from anchorprune.embeddings.listing import MAX_BYTES, Listing, labels, read_file
 from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.reading import path_of
 
 
 class Tables(Listing):
@@ -74,7 +75,7 @@ class Tables(Listing):
             path = self._paths[row]
             if not path or "://" in path:
                 raise BadImage(f"{source}: has no path of a file, but {path[:100]!r}")
-            return read_file(str(self._tables[number].file.parent / Path(path).expanduser()))
+            return read_file(str(self._tables[number].file.parent / path_of(path)))
         try:
             data = within[place]
         except (OSError, ValueError) as error:  # a UserError too: what is damaged is these rows
@@ -160,5 +161,5 @@ def _image_column(known: Sequence[str], file: str) -> str:
     if len(found) == 1:
         return found[0]
     problem = f"{' and '.join(map(repr, found))} may hold images" if found else "no column is called like images"
-    text = f"{problem}; name one with {{}}image_column. Its columns: {', '.join(known)}"
-    raise FieldError("input", file, text.format(""), typed=text.format("--"))
+    rest = f"image_column. Its columns: {', '.join(known)}"
+    raise FieldError("input", file, f"{problem}; name one with {rest}", typed=f"{problem}; name one with --{rest}")

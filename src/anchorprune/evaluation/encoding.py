@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.runtime import Runtime
+from anchorprune.models.checkpoint import not_finite
 from anchorprune.pruning import Pruning, prune
 from anchorprune.pruning.cost import clock, image_tower_flops
 from anchorprune.strategies.base import Strategy
@@ -114,11 +115,9 @@ class Encoder:
         found = f"{count} of {len(images)} images of a batch have features of zeros or that are not finite numbers"
         if broken := _not_finite(images):
             raise UserError(f"{found}: the pixels of {broken} of them are not finite already; look at their transform")
-        held = {name: int((~w.isfinite()).sum()) for name, w in self.model.state_dict().items() if _is_number(w)}
-        if held := {name: count for name, count in held.items() if count}:
+        if held := not_finite(self.model):
             raise UserError(
-                f"{found}: the model's weights hold {sum(held.values())} such numbers ({', '.join([*held][:3])}"
-                f"{', …' if len(held) > 3 else ''}); give weights that are whole"
+                f"{found}: the model's {held}; give weights that are whole"
                 + (", or fp32: fp16 may be what they overflow in" if self.runtime.precision == "fp16" else "")
             )
         fix = f"{found}: do they overflow? then give bf16 or fp32" if self.runtime.precision != "fp32" else found

@@ -22,7 +22,9 @@ from anchorprune.evaluation.result import Part, Result
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import replacing
 from anchorprune.models.base import LoadedModel
+from anchorprune.models.checkpoint import check_real
 from anchorprune.models.digest import add_model, described
+from anchorprune.reading import json_of
 from anchorprune.tasks.base import Bench
 
 # Changes when other features would be computed for the same key.
@@ -51,6 +53,21 @@ class Features:
     indices: Tensor
     bad: list[tuple[str, str]]
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """ValueError for what `FeatureStore.write` does not write."""
+        matrix, *vectors = (self.features, self.targets, self.indices)
+        check_real(matrix, 2)
+        if not matrix.isfinite().all():
+            raise ValueError("features that are not finite")
+        count = len(matrix)
+        if any(vector.dtype != torch.int64 or vector.shape != (count,) for vector in vectors):
+            raise ValueError("targets and indices are no whole numbers, one for each sample")
+        if count and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < len(self.keys):
+            raise ValueError("indices of samples that there are not")
+        texts = [*self.keys, *(self.classes or []), *(text for pair in self.bad for text in pair)]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.facts, dict):
+            raise ValueError("names that are no texts")
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
         """The features as they come of an encoder, and batches without images."""
@@ -109,8 +126,9 @@ class FeatureStore:
         """The features of that split; None where none are kept, or they are others than this model's or data's."""
         try:
             found = torch.load(self._file(request, split, limit), map_location="cpu", weights_only=True)
-            made_with, text = found.pop("made_with"), json.loads(found.pop("text"))
+            made_with, text = found.pop("made_with"), json_of(found.pop("text"))
             kept = Features(**found, **text)
+            kept.check()
         except Exception:  # not there, damaged, not ours to read: torch.load raises half a dozen kinds
             return None
         if self._made_with not in (None, made_with):
@@ -191,7 +209,7 @@ def _evaluate_kept(request: Request, shard: tuple[int, int], keep_scores: bool) 
 
     def opened_split(split: str, limit: int | None = None, facts: bool = False) -> EvalDataset:
         found = store.read(request, split, limit=limit)
-        if found is None or (facts and not found.facts):
+        if found is None or (facts and not found.facts.keys() >= set(_FACTS)):
             said = f"holds no features of {data.name}, {split}, by this model and pruning; evaluate once without"
             raise FieldError("feature_root", compute.feature_root, f"{said} skip_load", typed=f"{said} --skip_load")
         opened.append((found.as_dataset(data.name), found))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from anchorprune.errors import UserError
 from anchorprune.files import StrPath, write_bytes
+from anchorprune.reading import arrays_of, bytes_of, json_of, reason
 from anchorprune.tasks.base import Outcomes
 
 _CLASSES = {"targets", "predictions"}
@@ -52,13 +53,14 @@ def read(path: StrPath) -> tuple[Outcomes, str | None]:
     UserError, naming it, if it cannot be read, is damaged or is something else.
     """
     try:
-        return _parsed(Path(path).read_bytes())
+        return _parsed(bytes_of(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); run its 'eval' again") from error
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, zlib, NumPy and json raise a dozen kinds for bytes that they cannot read
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
-            f"{path}: not the outcomes of an evaluation ({reason}); remove it, or run its 'eval' again"
+            f"{path}: not the outcomes of an evaluation ({reason(error)}); remove it, or run its 'eval' again"
         ) from error
 
 
@@ -89,13 +91,10 @@ def paired(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _parsed(content: bytes) -> tuple[Outcomes, str | None]:
-    loaded: Any = np.load(io.BytesIO(content), allow_pickle=False)
-    names = set(getattr(loaded, "files", ()))
-    if not names >= {"keys"} or not (names >= _CLASSES or "scores" in names):
+    arrays = arrays_of(content)
+    if "keys" not in arrays or not (arrays.keys() >= _CLASSES or "scores" in arrays):
         raise ValueError("it has to hold keys, and scores or targets and predictions")
-    with loaded:
-        arrays = {name: loaded[name] for name in names}
-    keys = json.loads(arrays.pop("keys").tobytes())
+    keys = json_of(arrays.pop("keys").tobytes())
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ValueError("its keys are not a list of names")
     stamp = arrays.pop("config_hash", None)

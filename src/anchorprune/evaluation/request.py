@@ -19,6 +19,7 @@ from anchorprune import bundled
 from anchorprune.datasets import stamp
 from anchorprune.datasets.base import COLUMNS, DataSpec
 from anchorprune.errors import FieldError, UserError
+from anchorprune.fields import check_range, check_types
 from anchorprune.files import fingerprint
 from anchorprune.models.base import ModelSpec
 from anchorprune.strategies.base import Strategy
@@ -31,6 +32,8 @@ __all__ = ["PRECISIONS", "Compute", "DataSpec", "ModelSpec", "Request", "config_
 VERSION = 1  # of `as_dict`'s form
 # amp: autocast in what the kind of device has for it; fp32, bf16, fp16: the weights too.
 PRECISIONS = ("amp", "amp_bf16", "fp32", "bf16", "fp16")
+MOST_IMAGES = (1 << 31) - 1  # of a batch
+MOST_WORKERS = 4096
 T = TypeVar("T")
 
 
@@ -59,10 +62,9 @@ class Compute:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise FieldError("precision", self.precision, f"choose one of {', '.join(PRECISIONS)}")
-        if self.batch_size < 1:
-            raise FieldError("batch_size", self.batch_size, "must be 1 or more")
-        if self.num_workers < 0:
-            raise FieldError("num_workers", self.num_workers, "must be 0 (no worker processes) or more")
+        check_range("batch_size", self.batch_size, 1, MOST_IMAGES, f"must be 1 or more, and at most {MOST_IMAGES}")
+        said = f"must be 0 (no worker processes) or more, and at most {MOST_WORKERS}"
+        check_range("num_workers", self.num_workers, 0, MOST_WORKERS, said)
 
     def device_name(self) -> str:
         """The device, where none is named the one that this machine has."""
@@ -116,11 +118,11 @@ class Request:
             raise UserError(f"a request of version {version!r}: this anchorprune reads version {VERSION}; update it")
         pruning = content.get("pruning")
         return cls(
-            model=_spec(ModelSpec, content["model"]),
-            data=_spec(DataSpec, content["data"]),
+            model=spec_of(ModelSpec, content["model"]),
+            data=spec_of(DataSpec, content["data"]),
             task=task_from_dict(content["task"]),
             pruning=None if pruning is None else Strategy.from_dict(pruning),
-            compute=_spec(Compute, content["compute"]),
+            compute=spec_of(Compute, content["compute"]),
         )
 
     def unpruned(self) -> Request:
@@ -235,14 +237,17 @@ class Request:
 _PARTS = ("model", "data", "task", "compute")
 
 
-def _spec(kind: type[T], content: Mapping[str, Any]) -> T:
+def spec_of(kind: type[T], content: Mapping[str, Any]) -> T:
+    """A part of a request as JSON holds it. UserError for one that it does not have, or a value that cannot be."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(map(str, set(content) - known)):
         raise UserError(f"a request's {kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     try:
-        return kind(**content)
+        made = kind(**content)
     except TypeError as error:  # a field without default is missing, or is of another type
         raise UserError(f"a request's {kind.__name__} cannot be read ({error})") from error
+    check_types(made)
+    return made
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

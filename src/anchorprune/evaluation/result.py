@@ -10,20 +10,39 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchorprune.errors import UserError
 from anchorprune.evaluation import outcomes as outcome_files
 from anchorprune.evaluation.request import Request, plain
 from anchorprune.files import StrPath, unreadable, write_text
+from anchorprune.reading import bytes_of, json_of
 from anchorprune.tasks.base import Meter, Outcomes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 2
-_REQUIRED = ("dataset", "model", "pretrained", "task", "metrics")
+_TEXT, _WHOLE, _NUMBER, _OBJECT = (str,), (int,), (int, float), (dict,)
+_WORDS = {_TEXT: "a text", _WHOLE: "a whole number", _NUMBER: "a number", _OBJECT: "an object"}
+# What a result has to have, what it may have or be without, and what else one of ours has, each of which type.
+_REQUIRED = {"dataset": _TEXT, "model": _TEXT, "pretrained": _TEXT, "task": _TEXT, "metrics": _OBJECT}
+_KINDS = {
+    **dict.fromkeys(("pruning", "pruning.measured", "cost", "environment", "model_options", "request"), _OBJECT),
+    **dict.fromkeys(("language", "split", "config_hash", "outcomes", "pruning.strategy"), _TEXT),
+    **dict.fromkeys(("schema_version", "n_samples", "n_total", "n_bad_images", "limit", "seed", "batch_size"), _WHOLE),
+    **dict.fromkeys(("pruning.measured.tokens_before", "pruning.measured.tokens_after"), _WHOLE),
+    **dict.fromkeys((f"cost.{name}" for name in ("gmacs", "gmacs_dense", "images_per_second")), _NUMBER),
+    "cost.peak_memory_mb": _NUMBER,
+}
+_OURS = {
+    **dict.fromkeys(("n_samples", "n_total", "n_bad_images", "environment.threads"), _WHOLE),
+    **dict.fromkeys(("cost", "cost.seconds", "model_options", "environment"), _OBJECT),
+    **dict.fromkeys(
+        (f"cost.{n}" for n in ("images_per_second", "seconds.texts", "seconds.waiting_for_images")), _NUMBER
+    ),
+    **dict.fromkeys((f"environment.{name}" for name in ("device", "device_name", "dtype", "torch")), _TEXT),
+}
 # What was measured of a pruning; in version 1 it stood among the strategy's fields.
 _MEASURED = ("effective", "tokens_before", "tokens_after", "tokens_by_block")
 
@@ -188,18 +207,38 @@ def read(path: StrPath) -> dict[str, Any]:
     UserError, naming the file, if it is missing, is not JSON or is not a result.
     """
     try:
-        result = json.loads(Path(path).read_bytes(), parse_constant=lambda _: None)
-    except OSError as error:
+        content = bytes_of(path)
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
+    try:
+        result = json_of(content, nan_is_none=True)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); name a result file of 'eval'") from error
-    if not isinstance(result, dict) or not isinstance(result.get("metrics", {}), dict):
+    if not isinstance(result, dict):
         raise UserError(f"{path}: JSON, but not the result of an evaluation; name a result file of 'eval'")
     if missing := [key for key in _REQUIRED if key not in result]:
         raise UserError(
             f"{path}: not the result of an evaluation, it has no {', '.join(missing)}; name a result file of 'eval'"
         )
-    return _of_today(result)
+    result = _of_today(result)
+    if odd := _odd(result, _REQUIRED, whole=True) or _odd(result, _KINDS):
+        raise UserError(f"{path}: not the result of an evaluation, {odd}; name a result file of 'eval'")
+    return result
+
+
+def _odd(result: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], *, whole: bool = False) -> str | None:
+    """What of a result is of another type than `kinds` says by its dotted name, in words; None where all is right.
+
+    What a result has not, and null, is right unless it has to be `whole`.
+    """
+    for name, allowed in kinds.items():
+        value: Any = result
+        for key in [name] if name in result else name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if (value is not None or whole) and not (isinstance(value, allowed) and not isinstance(value, bool)):
+            text = json.dumps(value)
+            return f"its {name!r} is {text if len(text) <= 40 else f'{text[:39]}…'}, not {_WORDS[allowed]}"
+    return None
 
 
 def load(path: StrPath) -> Result:
@@ -219,6 +258,8 @@ def load(path: StrPath) -> Result:
         request = Request.from_dict(content["request"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    if odd := _odd(content, _OURS, whole=True) or _odd(content["metrics"], dict.fromkeys(content["metrics"], _NUMBER)):
+        raise UserError(f"{path}: not a whole result, {odd}; run its eval")
     metrics = {name: math.nan if value is None else value for name, value in content["metrics"].items()}
     return Result(request=request, metrics=metrics, outcomes=outcomes, **{name: content[name] for name in kept})
 

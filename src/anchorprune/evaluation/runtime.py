@@ -13,6 +13,7 @@ import torch
 import anchorprune
 from anchorprune.errors import FieldError
 from anchorprune.evaluation.request import Compute
+from anchorprune.reading import reason
 
 # What autocast or the weights compute in, by the names that open_clip gives precisions.
 AUTOCAST = {"amp": None, "amp_bf16": torch.bfloat16}
@@ -32,10 +33,11 @@ class Runtime:
         name = compute.device_name()
         try:
             device = torch.device(name)
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0][:100]
-            raise FieldError("device", name, f"is not to be had here ({reason})") from error
+            # A tensor of `meta` holds nothing, one of `cpu:7` is on the one processor that there is.
+            if float(torch.ones(1, device=device)) != 1 or (device.type == "cpu" and device.index not in (None, 0)):
+                raise RuntimeError("there is no such one")
+        except Exception as error:  # what a backend raises that is not in this build of torch: anything
+            raise FieldError("device", name, f"is not to be had here ({reason(error)[:100]})") from error
         return cls(device, compute.precision)
 
     def autocast(self) -> AbstractContextManager[Any]:

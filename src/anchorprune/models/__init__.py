@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
+from anchorprune.errors import FieldError
 from anchorprune.models.base import LoadedModel, ModelSpec
 
 if TYPE_CHECKING:
@@ -22,7 +24,9 @@ LIBRARIES = {"open_clip": "open_clip", "hf": "huggingface", "timm": "timm"}
 
 
 def library(model_type: str) -> Any:
-    """The file of this folder for this `--model_type`."""
+    """The file of this folder for this `--model_type`. FieldError for another."""
+    if model_type not in LIBRARIES:
+        raise FieldError("model_type", model_type, f"choose one of {', '.join(LIBRARIES)}")
     return importlib.import_module(f"{__name__}.{LIBRARIES[model_type]}")
 
 
@@ -54,10 +58,27 @@ def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -
     """
     import torch
 
+    from anchorprune.models.checkpoint import not_finite, refuse_complex
+
+    for file in _weights_of(spec):
+        refuse_complex(file)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         loaded: LoadedModel = library(spec.library).load(
             spec.name, spec.pretrained, cache_dir=spec.cache_dir, device=device, precision=precision
         )
     loaded.spec = spec
+    if found := not_finite(loaded.model):
+        fix = f"numbers that are not finite: its {found}; give weights that are whole"
+        fix += ", or fp32: fp16 may be what they overflow in" if precision == "fp16" else ""
+        raise FieldError("pretrained" if spec.pretrained else "model", spec.pretrained or spec.name, fix)
     return loaded
+
+
+def _weights_of(spec: ModelSpec) -> list[str]:
+    """The checkpoint files that the model is read from, as far as they are named or lie in a folder of its own."""
+    folder = spec.name.removeprefix("local-dir:")
+    if spec.pretrained and os.path.isfile(spec.pretrained):
+        return [spec.pretrained]
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in sorted(names) if name.endswith((".safetensors", ".bin", ".pt"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from anchorprune.errors import FieldError
 
 # Where training code keeps the weights in a larger checkpoint.
 _NESTED = ("state_dict", "model", "module")
+_COMPLEX = re.compile(rb"Complex\w*Storage")  # how torch.save says of what a tensor is
+_MOST_HEAD = 1 << 26  # bytes
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 
 
@@ -86,6 +89,62 @@ def is_torchscript(path: str) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def check_real(tensor: Any, dim: int) -> None:
+    """ValueError, with the reason, for what is no plain tensor of `dim` dimensions of real numbers.
+
+    Of what `torch.load` reads: sparse, quantised, nested and meta tensors are none, nor is one that says that it is
+    larger than what was stored of it.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"is {type(tensor).__name__}, not a tensor")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kinds = {"quantised": tensor.is_quantized, "nested": tensor.is_nested, "without numbers": tensor.is_meta}
+        raise ValueError(f"is {next((kind for kind, yes in kinds.items() if yes), 'sparse')}, not a plain tensor")
+    if tensor.dim() != dim or not tensor.numel():
+        raise ValueError(f"has the shape {list(tensor.shape)}, not {dim} dimensions with numbers in them")
+    if not tensor.is_floating_point():
+        raise ValueError(f"holds numbers of the type {str(tensor.dtype).removeprefix('torch.')}, not float32")
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise ValueError(f"has the shape {list(tensor.shape)}, and fewer numbers are stored")
+
+
+def refuse_complex(path: str) -> None:
+    """FieldError for a checkpoint of complex weights, of which loading takes the real parts alone.
+
+    Nothing in the file is run or made into tensors: what its head says of their types is looked at.
+    """
+    try:
+        with open(path, "rb") as file:
+            if path.endswith(".safetensors"):
+                size = int.from_bytes(file.read(8), "little")
+                found = re.search(rb'"dtype"\s*:\s*"C\d', file.read(min(size, _MOST_HEAD)))
+            elif zipfile.is_zipfile(path):
+                with zipfile.ZipFile(file) as archive:
+                    heads = [name for name in archive.namelist() if name.endswith("data.pkl")]
+                    found = next((one for name in heads if (one := _COMPLEX.search(archive.read(name)))), None)
+            else:
+                found = _COMPLEX.search(file.read(_MOST_HEAD))
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):  # what reads it will say what is wrong
+        return
+    if found:
+        raise FieldError("pretrained", path, "holds complex numbers; weights are real")
+
+
+def not_finite(model: Any) -> str | None:
+    """Which weights hold numbers that are not finite, and how many, in words; None where none does."""
+    broken = {name: int((~w.isfinite()).sum()) for name, w in model.state_dict().items() if _can_break(name, w)}
+    held = {name: count for name, count in broken.items() if count}
+    if not held:
+        return None
+    return f"weights hold {sum(held.values())} such numbers ({', '.join([*held][:3])}{', …' if len(held) > 3 else ''})"
+
+
+def _can_break(name: str, weight: Any) -> bool:
+    """A mask is of infinities; of the types of one byte torch cannot tell."""
+    is_number = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+    return is_number and weight.itemsize > 1 and not weight.is_meta and not name.endswith("mask")
 
 
 def _is_state(value: Any) -> bool:

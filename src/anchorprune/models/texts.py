@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from anchorprune.errors import UserError
 from anchorprune.files import replacing
+from anchorprune.models.checkpoint import check_real
 from anchorprune.models.digest import add_model
 
 # Changes when other numbers would be computed for the same key.
@@ -96,15 +97,21 @@ def _cut_to(tower: Any | None, length: int) -> Iterator[None]:
         tower._parameters["positional_embedding"], tower._buffers["attn_mask"] = positions, mask
 
 
-def cached(folder: str, key: str, build: Callable[[], Tensor]) -> Tensor:
+def prompts_of(name: str, templates: Sequence[str]) -> list[str]:
+    """Each template with the class name in place of `{c}`. Nothing else in it means anything, `{0[a]}` nor `{{`."""
+    return [template.replace("{c}", name) for template in templates]
+
+
+def cached(folder: str, key: str, build: Callable[[], Tensor], columns: int | None = None) -> Tensor:
     """What `build` gives, kept in `folder` under `key`.
 
-    Where nothing can be written or read there, it is built all the same.
+    Where nothing can be written or read there, or what is there is no classifier of so many `columns`, it is built.
     """
     file = Path(folder) / f"{key}.pt"
     with suppress(Exception):  # not there, damaged, not ours to read: torch.load raises half a dozen kinds
         kept = torch.load(file, map_location="cpu", weights_only=True)
-        if isinstance(kept, Tensor) and kept.dim() == 2 and kept.dtype == torch.float32 and kept.isfinite().all():
+        check_real(kept, 2)
+        if kept.dtype == torch.float32 and kept.isfinite().all() and columns in (None, kept.shape[1]):
             return kept
     built = build()
     with suppress(OSError, RuntimeError):  # torch.save raises RuntimeError for a folder that is not there
@@ -129,7 +136,7 @@ def classifier_key(
     if isinstance(templates, dict):
         some = list(classes) + [own[0] for own in templates.values() if own]
     else:
-        some = [t.format(c=classes[0]) for t in templates] + [templates[0].format(c=name) for name in classes]
+        some = prompts_of(classes[0], templates) + [prompts_of(name, templates[:1])[0] for name in classes]
     digest.update(tokenizer(some).numpy().tobytes())
     add_model(digest, model, lambda name: not name.startswith(_IMAGE))
     return digest.hexdigest()

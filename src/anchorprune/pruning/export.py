@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import StrPath, replacing
+from anchorprune.files import StrPath, replacing, unreadable
 from anchorprune.pruning.injection import active_pruning
+from anchorprune.reading import json_of, reason
 from anchorprune.strategies.base import Strategy
 from anchorprune.towers import find_tower
 from anchorprune.towers.positions import fixed_positions
@@ -156,19 +158,30 @@ def runner(path: StrPath, format: str) -> Run:
 
 
 def read_about(path: StrPath, format: str) -> dict[str, Any]:
-    """What a file says of itself."""
-    if format == "torch":
-        files = {f"{METADATA}.json": ""}
-        with open(path, "rb") as file:
-            torch.export.load(file, extra_files=files)
-        text = files[f"{METADATA}.json"]
-    else:
-        import onnx
-
-        model = onnx.load(os.fspath(path), load_external_data=False)
-        text = {each.key: each.value for each in model.metadata_props}[METADATA]
-    about: dict[str, Any] = json.loads(text)
+    """What a file says of itself. UserError, naming it, for one that `write` has not written."""
+    try:
+        about = json_of(_metadata(path, format))
+        if not isinstance(about, dict):
+            raise ValueError("what it says of itself is no object")
+    except (FileNotFoundError, PermissionError) as error:
+        raise unreadable(path, error) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch, zipfile and protobuf raise a dozen kinds for bytes that they cannot read
+        raise UserError(f"{path}: is no file that export wrote as {format} ({reason(error)})") from error
     return about
+
+
+def _metadata(path: StrPath, format: str) -> str:
+    if format == "torch":
+        # An archive, whose program need not be loaded for that: it may hold pickles.
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (each for each in archive.namelist() if each.rpartition("/")[2] == f"{METADATA}.json")
+            return archive.read(name).decode()
+    import onnx
+
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    return str({each.key: each.value for each in model.metadata_props}[METADATA])
 
 
 def _run_program(module: Any) -> Run:

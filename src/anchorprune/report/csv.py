@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ def build(files: Iterable[StrPath], output: StrPath) -> int:
     paths = [path for name in files for path in _json_files(Path(name))]
     if not paths:
         raise UserError("build: no *.json file there; name result files of 'eval' or folders of them")
-    if any(path.resolve() == real_path(output) for path in paths):
-        raise UserError(f"--output {output}: this is one of the results to be read; name another file")
     rows = [_row(results.read(path)) for path in paths]
+    if any(real_path(path) == real_path(output) for path in paths):
+        raise UserError(f"--output {output}: this is one of the results to be read; name another file")
     columns = {column for row in rows for column in row}
     # `pruning: null` of an unpruned run says no more than the empty cells below `pruning.strategy`.
     nested = {column.partition(".")[0] for column in columns if "." in column}
@@ -54,7 +55,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
 
 
 def _json_files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # which takes every text for a name
         return [path]
     try:
         return sorted(entry for entry in path.iterdir() if entry.suffix == ".json" and not entry.is_dir())

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anchorprune.datasets.base import EvalDataset
-from anchorprune.errors import FieldError, UserError
+from anchorprune.errors import FieldError, UserError, of_the_machine
 from anchorprune.evaluation.request import Compute, Request
 from anchorprune.models.base import LoadedModel, ModelSpec
 from anchorprune.progress import Reporting
@@ -142,10 +142,13 @@ class Engine:
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:
+    """What the work gives, or what stopped it."""
     try:
         return work()
-    except Exception as error:
+    except UserError as error:
         return error
+    except Exception as error:
+        return of_the_machine(error) or error
 
 
 def said(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchorprune.errors import UserError
 from anchorprune.progress import Reporting
+from anchorprune.reading import whole_number
 from anchorprune.scale.jobs import (
     Engine,
     Found,
@@ -45,20 +46,29 @@ WAITING = datetime.timedelta(days=30)  # for the slowest; one that has stopped i
 
 def launched() -> tuple[int, int]:
     """This process's rank and the world's size; (0, 1) where no launcher started it."""
-    for rank, world, _ in LAUNCHERS:
-        if rank in os.environ and world in os.environ:
-            return _number(rank), _number(world)
+    for name, size, _ in LAUNCHERS:
+        if name in os.environ and size in os.environ:
+            rank, world = _number(name), _number(size)
+            if not 0 <= rank < world:
+                raise UserError(
+                    f"{name}={os.environ[name]} and {size}={os.environ[size]} in the environment: ranks are 0 to the "
+                    "world's size less one; a launcher sets them"
+                )
+            return rank, world
     return 0, 1
 
 
 def local_rank() -> int:
     """This process's rank on its own machine: which of its accelerators it takes."""
-    return next((_number(local) for _, _, local in LAUNCHERS if local in os.environ), 0)
+    name = next((local for _, _, local in LAUNCHERS if local in os.environ), None)
+    if name is not None and _number(name) < 0:
+        raise UserError(f"{name}={os.environ[name]} in the environment is below 0; a launcher sets it")
+    return 0 if name is None else _number(name)
 
 
 def _number(name: str) -> int:
     try:
-        return int(os.environ[name])
+        return whole_number(os.environ[name])
     except ValueError as error:
         raise UserError(f"{name}={os.environ[name]} in the environment is no number; a launcher sets it") from error
 

@@ -118,7 +118,7 @@ def _check_reachable(address: str | None) -> None:
         return  # none, `auto`, `local`
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise UserError(
             f"--engine ray: no cluster at RAY_ADDRESS={address} ({error}); ray start --head starts one"
         ) from error

@@ -27,7 +27,7 @@ def standalone() -> list[str]:
     return [name for name, cls in registry().items() if not issubclass(cls, CompositeStrategy)]
 
 
-def make_strategy(name: str, **fields: object) -> Strategy:
+def make_strategy(name: str, /, **fields: object) -> Strategy:
     """The strategy `name` with these fields.
 
     Raises:

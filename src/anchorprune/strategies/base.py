@@ -10,12 +10,12 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.fields import Fields, option
 from anchorprune.files import StrPath, unreadable, write_text
+from anchorprune.reading import bytes_of, json_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,13 +136,15 @@ class Strategy(Fields, ABC):
     def load(path: StrPath) -> Strategy:
         """The strategy in a file that `save` wrote. UserError, naming the file, for anything else."""
         try:
-            content = json.loads(Path(path).read_bytes())
-        except OSError as error:
+            content = bytes_of(path)
+        except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
+        try:
+            described = json_of(content)
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error}); name a file that Strategy.save wrote") from error
         try:
-            return Strategy.from_dict(content)
+            return Strategy.from_dict(described)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 

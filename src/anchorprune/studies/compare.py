@@ -189,7 +189,10 @@ def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
     a, b = (side.outcomes for side in sides)
     assert a is not None
     assert b is not None
-    metric = _primary(sides[0].result)
+    try:
+        metric = _primary(sides[0].result)
+    except UserError as error:
+        raise UserError(f"{sides[0].name}: {error}") from error
     for letter, side, found in zip("AB", sides, (a, b), strict=True):
         told, mean = side.result["metrics"].get(metric), found.scores.sum() / max(1, len(found.keys))
         own = side.result.get("config_hash")

@@ -17,7 +17,7 @@ def registry() -> dict[str, type[Task]]:
     return plugins.found(Task, __name__)  # type: ignore[type-abstract]
 
 
-def make_task(name: str, **fields: object) -> Task:
+def make_task(name: str, /, **fields: object) -> Task:
     """The task `name` with these fields.
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anchorprune.errors import FieldError, UserError
+from anchorprune.reading import exists, reason
 from anchorprune.tasks.base import Bench, EncodeSplit, Outcomes, Task, option
 from anchorprune.tasks.counting import ClassCounts
 
@@ -43,7 +44,7 @@ class ZeroShotClassification(Task):
 
     def check(self) -> None:
         for path in self.load_clfs:
-            if not os.path.isfile(path):
+            if not exists(path):
                 raise FieldError("load_clfs", path, "no such file")
 
     def prepare(self, bench: Bench) -> Prepared:
@@ -84,7 +85,7 @@ class ZeroShotClassification(Task):
             return build()
         precision = f"{bench.precision} {bench.device.type}"
         key = classifier_key(loaded.model, loaded.tokenizer, classes, templates, precision)
-        return cached(os.path.join(bench.cache_dir, "classifiers"), key, build)
+        return cached(os.path.join(bench.cache_dir, "classifiers"), key, build, len(classes))
 
 
 @dataclass
@@ -122,12 +123,12 @@ def build_classifier(
     import torch
     from torch.nn import functional as F
 
-    from anchorprune.models.texts import encode_texts
+    from anchorprune.models.texts import encode_texts, prompts_of
 
     prompts: list[str] = []
     counts: list[int] = []
     for name in classes:
-        own = templates.get(name, []) if isinstance(templates, dict) else [t.format(c=name) for t in templates]
+        own = templates.get(name, []) if isinstance(templates, dict) else prompts_of(name, templates)
         if not own:
             raise UserError(f"no prompts for class {name!r}: add it to the templates file")
         prompts += own
@@ -141,9 +142,11 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
     """The mean of the classifiers `[D, num_classes]` saved in `paths` (`--load_clfs`), in float32.
 
     Raises:
-        UserError: a file that is missing, damaged, of another shape, or not finite.
+        UserError: a file that is missing, damaged, of another shape, of other numbers than real ones, or not finite.
     """
     import torch
+
+    from anchorprune.models.checkpoint import check_real
 
     loaded: list[Tensor] = []
     for path in paths:
@@ -151,11 +154,16 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
             classifier = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise FieldError("load_clfs", path, "no such file") from error
+        except MemoryError:
+            raise
         except Exception as error:  # torch.load raises half a dozen kinds for a file that it cannot read
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise FieldError("load_clfs", path, f"is no saved tensor ({reason})") from error
-        if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
-            raise FieldError("load_clfs", path, "must hold one tensor [features, classes], as save_clf writes it")
+            raise FieldError("load_clfs", path, f"is no saved tensor ({reason(error)})") from error
+        try:
+            check_real(classifier, 2)
+        except ValueError as error:
+            fix = f"must hold one tensor [features, classes], as save_clf writes it; {error}"
+            raise FieldError("load_clfs", path, fix) from error
+        classifier = classifier.float()
         if broken := int((~classifier.isfinite()).any(dim=0).sum()):
             raise FieldError(
                 "load_clfs", path, f"{broken} of its {classifier.shape[1]} classes hold numbers that are not finite"
@@ -169,7 +177,7 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
         if loaded and classifier.shape != loaded[0].shape:
             other = f"{paths[0]} is {list(loaded[0].shape)}"
             raise FieldError("load_clfs", path, f"is {list(classifier.shape)}, {other}")
-        loaded.append(classifier.float())
+        loaded.append(classifier)
     return torch.stack(loaded).mean(dim=0)
 
 
