@@ -45,7 +45,7 @@ def test_the_halves_are_the_block(images: Tensor) -> None:
     conformance.test_the_two_halves_of_a_block_are_the_block("torchvision", images)
 
 
-@pytest.mark.parametrize("strategy", sorted(set(standalone()) - {"coarse"}))
+@pytest.mark.parametrize("strategy", sorted(set(standalone()) - {"coarse", "vwt_intra"}))
 def test_every_strategy_prunes_it(strategy: str, images: Tensor) -> None:
     conformance.test_every_strategy_prunes_every_tower("torchvision", strategy, images)
     conformance.test_images_are_pruned_each_on_its_own("torchvision", strategy, images)
@@ -56,6 +56,8 @@ def test_a_tower_without_a_stem_is_not_given_smaller_images(images: Tensor) -> N
     dense = model(images)
     with pytest.raises(anchorprune.UserError, match="VisionTransformer sees images of one size alone"):
         anchorprune.prune(model, "coarse", keep_patches=6)
+    with pytest.raises(anchorprune.UserError, match="pixels of patches, which VisionTransformer does not show"):
+        anchorprune.prune(model, "vwt_intra", keep_patches=6)
     assert torch.equal(model(images), dense)
     assert anchorprune.prune(model, "coarse", keep_patches=6, grid_share=0).effective  # the grid stays
 

@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 import anchorprune
 from anchorprune import UserError
 from anchorprune.strategies import registry, standalone
+from anchorprune.tokens import gather_tokens
 from anchorprune.towers import find_tower
 
 peft = pytest.importorskip("peft")
@@ -81,7 +82,7 @@ def test_an_adapter_around_open_clips_attention_takes_part_or_is_refused(strateg
     model = seeded_lora(make_visual(), ["attn"])
     visual = model.base_model.model
     adapted = visual(images)
-    if strategy == "random":  # which runs the blocks as they are, and scores nothing
+    if not registry()[strategy].scores:  # which runs the blocks as they are
         merged = copy.deepcopy(model).merge_and_unload()
         with (
             anchorprune.prune(model, strategy, **SMALL[strategy]),
@@ -244,7 +245,7 @@ def test_every_hook_fires_as_often_as_unpruned_or_is_refused(
     assert not any(
         name.startswith("mlp") or name in ("", "attn.proj", "attn.out_proj", "norm2", "ln_2") for name in refused
     )
-    assert refused or strategy == "random" or (strategy in AT_INPUT and kind == "forward_pre_hook")
+    assert refused or not registry()[strategy].scores or (strategy in AT_INPUT and kind == "forward_pre_hook")
 
 
 @torch.no_grad()
@@ -289,13 +290,12 @@ def test_code_of_the_users_own_runs_or_is_refused(change: Any, strategy: str, im
     for block in visual.transformer.resblocks:
         change(block)
     dense = visual(images)
-    if strategy == "random":
-        by_hand = visual.transformer.resblocks[0](visual._embeds(images))
+    if not registry()[strategy].scores:
         with anchorprune.prune(visual, strategy, **SMALL[strategy]) as pruning:
             pruned = visual(images)
-        by_hand = by_hand[:, pruning.kept[0]]
-        for block in visual.transformer.resblocks[1:]:
-            by_hand = block(by_hand)
+        by_hand, acts = visual._embeds(images), 1 if strategy == "vwt_intra" else 2
+        for number, block in enumerate(visual.transformer.resblocks, 1):
+            by_hand = block(gather_tokens(by_hand, pruning.kept) if number == acts else by_hand)
         assert torch.equal(pruned, visual._pool(by_hand)[0] @ visual.proj)
     else:
         with pytest.raises(UserError, match=r"cannot prune by \w+: block \d.* (of its own|with a forward of)"):

@@ -59,8 +59,20 @@ def test_it_says_where_each_acts() -> None:
     """As docs/architecture.md has it: at a block's input those that need no more than a gather."""
     inside = {name for name, text in sections().items() if "Acts inside a block, between its attention and" in text}
     at_the_input = {name for name, text in sections().items() if "Acts at the input of a block." in text}
-    assert inside == {"cls_attention", "coarse", "evit", "max_min", "pitome", "thin", "tome"}
-    assert at_the_input == {"anchor", "random"}
+    assert inside == {
+        "cls_attention",
+        "coarse",
+        "evit",
+        "max_min",
+        "pitome",
+        "rapid_like",
+        "thin",
+        "tofu",
+        "token_transforming",
+        "tome",
+        "zero_tprune",
+    }
+    assert at_the_input == {"anchor", "random", "vwt_intra"}
 
 
 def test_it_fits_a_terminal_and_has_no_stray_spaces() -> None:

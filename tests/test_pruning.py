@@ -28,8 +28,13 @@ SMALL = {
     "max_min": {"keep_patches": 6},
     "pitome": {"r": 3},
     "random": {"keep_patches": 6},
+    "rapid_like": {"r": 3},
     "thin": {"keep_patches": 6},
+    "tofu": {"r": 3},
+    "token_transforming": {"prune_layers": (2, 3), "keep_patches": 6},
     "tome": {"r": 3},
+    "vwt_intra": {"keep_patches": 6},
+    "zero_tprune": {"prune_layers": (2, 3), "keep_patches": 6},
 }
 COVERING = {
     "anchor": {"k_anchors": 10, "top_m": 50},
@@ -39,8 +44,13 @@ COVERING = {
     "max_min": {"keep_patches": 60},
     "pitome": {"r": 0},
     "random": {"keep_patches": 16},
+    "rapid_like": {"r": 0},
     "thin": {"keep_patches": 16},
+    "tofu": {"r": 0},
+    "token_transforming": {"prune_layers": 2, "keep_patches": 16},
     "tome": {"r": 0},
+    "vwt_intra": {"keep_ratio": 1.0},
+    "zero_tprune": {"prune_layers": 2, "keep_patches": 16},
 }
 
 every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))

@@ -185,16 +185,30 @@ def test_a_ratio_is_the_share_of_a_blocks_patches_that_go_on_from_it() -> None:
         *((name, {"r_inflect": float("nan")}, "r_inflect=nan: must lie between -1") for name in MERGING),
         *((name, {"r": (2, 1), "r_inflect": 1}, "r_inflect=1.0: give one r with it") for name in MERGING),
         *((name, {"prop_attn": "no"}, "prop_attn='no': choose one of on, off") for name in MERGING),
+        ("rapid_like", {"pruned_share": float("nan")}, "pruned_share=nan: must lie between 0 and 1"),
+        ("rapid_like", {"cue_weight": -1}, "cue_weight=-1.0: must be 0 or more"),
+        ("tofu", {"pruned_share": 1.5}, "pruned_share=1.5: must lie between 0 and 1"),
+        ("token_transforming", {"share_temperature": 0}, "share_temperature=0.0: must be above 0"),
+        ("token_transforming", {"share_temperature": float("nan")}, "share_temperature=nan: must be above 0"),
         ("tome", {"r": ()}, "r=(): give at least one number"),
         ("pitome", {"ratio": 0.4}, "ratio=0.4: must lie between 0.5"),
         ("pitome", {"ratio": (0.9, 1.1)}, "ratio=(0.9, 1.1): must lie between 0.5"),
         ("pitome", {"ratio": 0.9, "r": 8}, "ratio=0.9: give it or r, not both"),
         ("pitome", {"ratio": 0.9, "r_inflect": -1}, "ratio=0.9: give it or r, not both"),
         ("pitome", {"margin": 1.5}, "margin=1.5: must lie between -1 and 1"),
+        ("zero_tprune", {"similar_share": 1.5}, "similar_share=1.5: must lie between 0 and 1"),
+        ("zero_tprune", {"rank_rounds": (30, 5)}, "rank_rounds=(30, 5): give three numbers"),
+        ("zero_tprune", {"rank_rounds": (30, 5, 0)}, "rank_rounds=(30, 5, 0): must be 1 or more"),
+        ("zero_tprune", {"min_head_variance": -1}, "min_head_variance=-1.0: must be 0 or more"),
+        (
+            "zero_tprune",
+            {"max_head_variance": 0.001},
+            "max_head_variance=0.001: must not be below min_head_variance",
+        ),
         ("pitome", {"unprotected_share": float("nan")}, "unprotected_share=nan: must lie between 0 and 1"),
     ],
 )
-def test_a_merging_that_cannot_be_is_refused_in_one_line(strategy: str, fields: dict, says: str) -> None:
+def test_fields_of_one_strategy_that_cannot_be_are_refused_in_one_line(strategy: str, fields: dict, says: str) -> None:
     with pytest.raises(UserError) as error:
         make_strategy(strategy, **fields)
     assert str(error.value).startswith(says)

@@ -16,9 +16,11 @@ from anchorprune.strategies import make_strategy, standalone
 from anchorprune.strategies.base import Strategy
 from anchorprune.strategies.max_min import distances, farthest_points
 from anchorprune.strategies.pitome import energy
-from anchorprune.tokens import TokenPlan, Tokens, merge_tokens
+from anchorprune.strategies.zero_tprune import page_rank
+from anchorprune.tokens import TokenPlan, Tokens, head_attention, merge_tokens
 
 MERGING = ["tome", "pitome"]
+HALVES_AT_MOST = [*MERGING, "rapid_like", "tofu"]
 BLOCKS = 12  # of the towers that these tokens would be from
 # What is not a strategy with the fields that it has when none is given.
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
@@ -26,6 +28,11 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "max_min of tokens": ("max_min", {"metric": "tokens"}),
     "pitome at margin 0": ("pitome", {"margin": 0.0}),
     "pitome as for CLIP": ("pitome", {"margin": 0.95, "unprotected_share": 0, "metric": "tokens"}),
+    "tofu, merging throughout": ("tofu", {"pruned_share": 0.0}),
+    "zero_tprune, few heads": (
+        "zero_tprune",
+        {"rank_rounds": (2, 2, 2), "similar_share": 0.8, "min_head_variance": 0.2, "max_head_variance": 0.3},
+    ),
 }
 # What each paper's own loop needs of one image: x `[N, D]`, q and k `[H, N, d]`, prefix, count, depth.
 ORACLES: dict[str, Callable[[Tensor, Tensor, Tensor, int, int, float], naive.Plan]] = {
@@ -42,8 +49,16 @@ ORACLES: dict[str, Callable[[Tensor, Tensor, Tensor, int, int, float], naive.Pla
     "pitome as for CLIP": lambda x, q, k, prefix, count, depth: pitome(
         dict(enumerate(x[prefix:].double().tolist(), prefix)), prefix, count, depth, 0.95, 0.0
     ),
+    "rapid_like": lambda x, q, k, prefix, count, depth: naive.rapid_like(q, k, prefix, count, depth, 0.5, 1.0),
     "thin": lambda x, q, k, prefix, count, depth: naive.thin(k, prefix, count),
+    "token_transforming": lambda x, q, k, prefix, count, depth: naive.token_transforming(q, k, prefix, count),
+    "tofu": lambda x, q, k, prefix, count, depth: naive.tofu(k, prefix, count, depth, 0.5),
+    "tofu, merging throughout": lambda x, q, k, prefix, count, depth: naive.tofu(k, prefix, count, depth, 0.0),
     "tome": lambda x, q, k, prefix, count, depth: naive.tome(k, prefix, count),
+    "zero_tprune": lambda x, q, k, prefix, count, depth: zero_tprune(q, k, prefix, count, depth),
+    "zero_tprune, few heads": lambda x, q, k, prefix, count, depth: naive.zero_tprune(
+        q, k, prefix, count, 2, 0.8, 0.2, 0.3
+    ),
 }
 every_paper = pytest.mark.parametrize("name", ORACLES)
 
@@ -57,6 +72,10 @@ def pitome(
     rows: dict[int, list[float]], prefix: int, count: int, depth: float, margin: float, unprotected: float
 ) -> naive.Plan:
     return naive.pitome(rows, prefix + len(rows), count, round(depth * BLOCKS), BLOCKS, margin, unprotected)
+
+
+def zero_tprune(q: Tensor, k: Tensor, prefix: int, count: int, depth: float) -> naive.Plan:
+    return naive.zero_tprune(q, k, prefix, count, 30 if depth <= 0.25 else 1 if depth > 0.75 else 5, 0.3)
 
 
 def make(name: str) -> Strategy:
@@ -86,7 +105,7 @@ def problems(draw: st.DrawFn) -> dict:
 
 def budget(name: str, problem: dict) -> int:
     """Patches that go on: a merge keeps at least half of them."""
-    return max(problem["keep"], -(-problem["patches"] // 2)) if kind(name) in MERGING else problem["keep"]
+    return max(problem["keep"], -(-problem["patches"] // 2)) if kind(name) in HALVES_AT_MOST else problem["keep"]
 
 
 def tokens(problem: dict, dtype: torch.dtype = torch.float64) -> Tokens:
@@ -119,7 +138,7 @@ def expected(name: str, problem: dict, seen: Tokens) -> list[naive.Plan]:
 
 
 def test_every_strategy_has_an_oracle() -> None:
-    elsewhere = {"anchor", "random"}  # test_selection.py, test_pruning.py
+    elsewhere = {"anchor", "random", "vwt_intra"}  # test_selection.py, test_pruning.py, test_pixels.py
     assert {kind(name) for name in ORACLES} | elsewhere == set(standalone())
 
 
@@ -225,6 +244,24 @@ def test_by_cosine_that_holds_of_the_angles(n: int, count: int, width: int, seed
     assert naive.spread(numbers, chosen) >= naive.best_spread(numbers, count) / 2 - 1e-6
 
 
+# Zero-TPrune's PageRank.
+
+
+@pytest.mark.parametrize("cls", [True, False])
+@settings(max_examples=20, deadline=None)
+@given(problem=problems(), rounds=st.integers(1, 4))
+def test_scores_after_rounds_of_votes_are_algorithm_1(problem: dict, rounds: int, cls: bool) -> None:
+    graph = head_attention(*tokens(problem).query_key())
+    ours = page_rank(graph, rounds, cls)
+    theirs = [[naive.page_rank(a, rounds, cls) for a in heads] for heads in graph.tolist()]
+    torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64))
+
+
+def test_after_many_rounds_where_votes_began_does_not_matter() -> None:
+    graph = head_attention(*torch.randn(2, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0)).double())
+    torch.testing.assert_close(page_rank(graph, 60, cls=True), page_rank(graph, 60, cls=False))
+
+
 # PiToMe's energy.
 
 
@@ -267,12 +304,20 @@ def test_merged_tokens_are_the_weighted_means_that_a_loop_computes(name: str, pr
         own_size = [1.0] * n if sizes is None else sizes[i].tolist()
         weights = own_size
         own = read(plan, i)
+        if kind(name) == "token_transforming":
+            matrix = naive.transformation(seen.query_key()[1][i], problem["prefix"], own.keep, 0.1)
+            torch.testing.assert_close(plan.shares[i], torch.tensor(matrix, dtype=torch.float64))
+            theirs, their_sizes = naive.transform(seen.x[i].tolist(), own_size, matrix)
+            torch.testing.assert_close(merged[i], torch.tensor(theirs, dtype=torch.float64))
+            torch.testing.assert_close(after[i], torch.tensor(their_sizes, dtype=torch.float64))
+            continue
         if kind(name) == "evit":
             q, k = seen.query_key()
             scores = naive.cls_scores(q[i], k[i], problem["prefix"])
             fused = {*own.goes_into, *own.goes_into.values()}
             weights = [scores[j] if j in fused else 1.0 for j in range(n)]
-        theirs = naive.merge(seen.x[i].tolist(), weights, own, averaged=name != "evit, summed")
+        ways = {"averaged": name != "evit, summed", "at_length": kind(name) == "tofu"}
+        theirs = naive.merge(seen.x[i].tolist(), weights, own, **ways)
         torch.testing.assert_close(merged[i], torch.tensor(theirs, dtype=torch.float64))
         if after is None:
             assert sizes is None
@@ -310,6 +355,39 @@ def test_after_any_number_of_blocks_a_token_is_the_mean_of_the_tokens_that_it_is
     for i in range(len(members)):
         assert sizes[i].tolist() == [len(own) for own in members[i]]
         torch.testing.assert_close(x[i], torch.stack([first.x[i, own].mean(dim=0) for own in members[i]]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(problem=problems())
+def test_sharing_out_conserves_the_sum_of_tokens_and_of_sizes(problem: dict) -> None:
+    seen = tokens(problem)
+    sizes = torch.rand(seen.x.shape[:2], dtype=torch.float64) + 0.5
+    merged, after = merge_tokens(seen.x, sizes, plan_of("token_transforming", problem, seen))
+    torch.testing.assert_close(after.sum(dim=1), sizes.sum(dim=1))
+    torch.testing.assert_close((after.unsqueeze(2) * merged).sum(dim=1), (sizes.unsqueeze(2) * seen.x).sum(dim=1))
+    torch.testing.assert_close(merged[:, : problem["prefix"]], seen.x[:, : problem["prefix"]])
+    same = torch.ones_like(seen.x)
+    alike, _ = merge_tokens(same, sizes, plan_of("token_transforming", problem, seen))
+    torch.testing.assert_close(alike, torch.ones_like(merged))
+
+
+def test_an_average_at_length_is_as_long_as_the_longest_in_it_and_of_copies_what_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    x[:, 4] = x[:, 3]
+    plan = TokenPlan(
+        torch.tensor([[0, 1, 3]] * 2),
+        merged=torch.tensor([[2, 4]] * 2),
+        into=torch.tensor([[1, 3]] * 2),
+        at_length=True,
+    )
+    merged, sizes = merge_tokens(x, None, plan)
+    assert torch.equal(merged[:, 0], x[:, 0])
+    torch.testing.assert_close(merged[:, 1].norm(dim=1), x[:, 1:3].norm(dim=2).amax(dim=1))
+    torch.testing.assert_close(merged[:, 2], x[:, 3])
+    assert sizes.tolist() == [[1, 2, 2]] * 2
+    opposite, _ = merge_tokens(torch.cat([x[:, :2], -x[:, 1:2], x[:, 3:]], dim=1), None, plan)
+    assert opposite.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

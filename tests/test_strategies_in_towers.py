@@ -114,10 +114,10 @@ def test_each_token_is_assigned_to_the_place_where_it_ended(strategy: str, tower
         assert [places[token] for token in kept[i].tolist()] == list(range(kept.shape[1]))
         assert places[0] == 0  # CLS
         merges = any(plan.merged is not None for plan in plans)
-        assert (-1 in places) != merges or strategy == "coarse"  # the others drop or merge
+        assert (-1 in places) != merges or strategy in ("coarse", "rapid_like", "tofu")  # the others drop or merge
     if issubclass(registry()[strategy], MergingStrategy):
         sizes = pruning.record.sizes[LAYERS + 1]
-        counted = torch.stack([row.bincount(minlength=kept.shape[1]) for row in assignment])
+        counted = torch.stack([row[row >= 0].bincount(minlength=kept.shape[1]) for row in assignment])
         assert torch.equal(sizes.long(), counted)
 
 
@@ -186,6 +186,7 @@ WITH_FIELDS: dict[str, tuple[str, dict[str, object]]] = {
     "pitome, each as often as it is merged": ("pitome", {"r": 3, "prop_attn": "on"}),
     "pitome, by ratio": ("pitome", {"ratio": 0.8}),
     "evit, summed": ("evit", {**SMALL["evit"], "fusion": "sum"}),
+    "tofu, merging throughout": ("tofu", {"r": 3, "pruned_share": 0.0}),
 }
 
 
@@ -219,11 +220,16 @@ def test_a_mask_stays_with_its_tokens_inside_blocks(way: str, case: str, positio
             now = attention_by_hand(tower, block, now, bias)
             if (plan := pruning.record.plans.get(number)) is not None:
                 own, weights = read(plan, image), sizes
+                if plan.shares is not None:
+                    rows, sizes = naive.transform(now.tolist(), sizes, plan.shares[image].tolist())
+                    now, kept = torch.tensor(rows), kept[own.keep]
+                    now = now + block.mlp(block.ln_2(now))
+                    continue
                 if plan.weights is not None:
                     weights = plan.weights[image].tolist()
                 merged = [sizes[i] + sum(sizes[j] for j, to in own.goes_into.items() if to == i) for i in own.keep]
                 sizes = merged if plan.sizes is None else plan.sizes[image].tolist()
-                now = torch.tensor(naive.merge(now.tolist(), weights, own, plan.averaged))
+                now = torch.tensor(naive.merge(now.tolist(), weights, own, plan.averaged, plan.at_length))
                 kept = kept[own.keep]
             now = now + block.mlp(block.ln_2(now))
         now = now[: y.shape[1]]  # thin ends with the prefix alone

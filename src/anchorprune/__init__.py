@@ -32,8 +32,13 @@ if TYPE_CHECKING:
     from anchorprune.strategies.max_min import MaxMin
     from anchorprune.strategies.pitome import Pitome
     from anchorprune.strategies.random import Random
+    from anchorprune.strategies.rapid_like import RapidLike
     from anchorprune.strategies.thin import Thin
+    from anchorprune.strategies.tofu import Tofu
+    from anchorprune.strategies.token_transforming import TokenTransforming
     from anchorprune.strategies.tome import Tome
+    from anchorprune.strategies.vwt_intra import VwtIntra
+    from anchorprune.strategies.zero_tprune import ZeroTPrune
     from anchorprune.studies.compare import compare
     from anchorprune.studies.export import export
     from anchorprune.studies.speed import speed
@@ -66,16 +71,21 @@ _HOME = {
     "Pruning": "anchorprune.pruning.injection",
     "RECOMMENDED": "anchorprune.strategies",
     "Random": "anchorprune.strategies.random",
+    "RapidLike": "anchorprune.strategies.rapid_like",
     "Request": "anchorprune.evaluation.request",
     "Result": "anchorprune.evaluation.result",
     "Strategy": "anchorprune.strategies.base",
     "Task": "anchorprune.tasks.base",
     "Thin": "anchorprune.strategies.thin",
+    "Tofu": "anchorprune.strategies.tofu",
     "TokenPlan": "anchorprune.tokens",
+    "TokenTransforming": "anchorprune.strategies.token_transforming",
     "Tokens": "anchorprune.tokens",
     "Tome": "anchorprune.strategies.tome",
     "UserError": "anchorprune.errors",
+    "VwtIntra": "anchorprune.strategies.vwt_intra",
     "ZeroShotClassification": "anchorprune.tasks.zeroshot_classification",
+    "ZeroTPrune": "anchorprune.strategies.zero_tprune",
     "apply_pruning_to_model": "anchorprune.pruning.injection",
     "calibrate": "anchorprune.studies.calibrate",
     "compare": "anchorprune.studies.compare",
@@ -111,16 +121,21 @@ __all__ = [
     "Pitome",
     "Pruning",
     "Random",
+    "RapidLike",
     "Request",
     "Result",
     "Strategy",
     "Task",
     "Thin",
+    "Tofu",
     "TokenPlan",
+    "TokenTransforming",
     "Tokens",
     "Tome",
     "UserError",
+    "VwtIntra",
     "ZeroShotClassification",
+    "ZeroTPrune",
     "__version__",
     "apply_pruning_to_model",
     "calibrate",

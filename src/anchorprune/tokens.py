@@ -36,6 +36,8 @@ class Tokens:
         raw_query_key: gives what `query_key` gives, of x as it is, without the block's first LayerNorm; None where the
             tower cannot, and after the block's attention.
         num_blocks: L, the tower's blocks.
+        pixel_variance: `[B, n]`, the variance of each patch's pixels, all colours together; None but for strategies
+            that say they read pixels.
     """
 
     x: Tensor
@@ -47,6 +49,7 @@ class Tokens:
     pool_query_key: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
     raw_query_key: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
     num_blocks: int = 1
+    pixel_variance: Tensor | None = None
 
     @property
     def block(self) -> int:
@@ -66,6 +69,10 @@ class TokenPlan:
         into: LongTensor `[B, M]`, the kept token that each of them goes into, as an index into the N tokens.
         weights: `[B, N]`, what each token weighs in the average of those that come together; None: its size.
         averaged: whether those that come together are averaged; otherwise they are summed, each times its weight.
+        shares: `[B, K, N]`, what share of each token goes into each kept one, where one may go into several: columns
+            add up to 1, and those of kept tokens are 1 in their own row. Averages are weighted by share times size,
+            and `into` says which got most. None: all of it goes there.
+        at_length: whether such an average is then given the length of the longest token in it (MLERP).
         sizes: `[B, K]`, how many of the image's own tokens each kept one stands for from here on; None: what is
             merged in it.
     """
@@ -77,6 +84,8 @@ class TokenPlan:
     weights: Tensor | None = None
     sizes: Tensor | None = None
     averaged: bool = True
+    at_length: bool = False
+    shares: Tensor | None = None
 
 
 def head_attention(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -207,8 +216,10 @@ def positions(keep: Tensor, num_tokens: int) -> Tensor:
 def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tensor, Tensor | None]:
     """The tokens that go on and their sizes: the kept ones, each averaged with what the plan merges into it.
 
-    The average is weighted by `plan.weights`, or by the sizes: then Σ size · x over all tokens stays what it was. Where
-    the plan says so it is a sum with these weights instead, of each kept token, whether anything goes into it or not.
+    The average is weighted by `plan.weights`, or by the sizes, or by the shares of them that go there: then Σ size · x
+    over all tokens stays what it was. Where the plan says so it is a sum with these weights instead, of each kept
+    token, whether anything goes into it or not; or an average that is as long as the longest that went into it, which
+    conserves lengths and not that sum.
 
     Args:
         x: `[B, N, D]`.
@@ -220,6 +231,8 @@ def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tens
     if plan.merged is None or plan.into is None:
         left = None if sizes is None else sizes.gather(1, plan.keep)
         return gather_tokens(x, plan.keep), left if plan.sizes is None else plan.sizes
+    if plan.shares is not None:
+        return _shared_out(x, sizes, plan.shares)
     batch, n = x.shape[:2]
     into = positions(plan.keep, n).gather(1, plan.into)  # [B, M], places among the kept
 
@@ -233,7 +246,33 @@ def merge_tokens(x: Tensor, sizes: Tensor | None, plan: TokenPlan) -> tuple[Tens
     added = at_least_float32(gather_tokens(x, plan.merged)) * weights.gather(1, plan.merged).unsqueeze(-1)
     total = _add_into(kept, into, added)
     mean = total / summed(weights).unsqueeze(-1) if plan.averaged else total
+    if plan.at_length:
+        mean = mean * _lengthened(mean, at_least_float32(x).norm(dim=2), plan, into).unsqueeze(-1)
     return mean.to(x.dtype), summed(sizes)
+
+
+def _shared_out(x: Tensor, sizes: Tensor | None, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """What `merge_tokens` returns where each token goes into several, by `shares [B, K, N]`."""
+    weights = shares if sizes is None else shares * sizes.unsqueeze(1)
+    after = weights.sum(dim=2)
+    with outside_autocast(x):
+        total = weights @ at_least_float32(x).to(weights.dtype)
+    return (total / after.unsqueeze(2)).to(x.dtype), after
+
+
+def _lengthened(mean: Tensor, lengths: Tensor, plan: TokenPlan, into: Tensor) -> Tensor:
+    """By how much each average `[B, K, D]` is shorter than the longest in it, `[B, K]`; 1 where nothing goes in.
+
+    Args:
+        lengths: `[B, N]`, of the tokens before.
+        into: `[B, M]`, the place among the kept of what each merged one goes into.
+    """
+    import torch
+
+    here = torch.arange(mean.shape[1], device=into.device).unsqueeze(1) == into.unsqueeze(1)  # [B, K, M]
+    merged = torch.where(here, lengths.gather(1, plan.merged).unsqueeze(1), 0.0)  # type: ignore[arg-type]
+    longest = lengths.gather(1, plan.keep).maximum(merged.amax(dim=2))
+    return torch.where(here.any(dim=2), longest / mean.norm(dim=2).clamp_min(1e-12), 1.0)
 
 
 def _add_into(kept: Tensor, into: Tensor, added: Tensor) -> Tensor:

@@ -75,6 +75,62 @@ def tome(k: Tensor, prefix: int, count: int) -> Plan:
     return Plan([i for i in range(k.shape[1]) if i not in merged], {i: target[i] for i in merged})
 
 
+def tofu(k: Tensor, prefix: int, count: int, depth: float, pruned_share: float) -> Plan:
+    """Kim et al. 2024: ToMe's edges, of which early blocks drop the one in A and late ones merge both."""
+    plan = tome(k, prefix, count)
+    return Plan(plan.keep) if depth <= pruned_share else plan
+
+
+def rapid_like(q: Tensor, k: Tensor, prefix: int, count: int, depth: float, pruned_share: float, weight: float) -> Plan:
+    """After Choi and Jang 2026: ToMe's edges, ranked by redundancy where they prune, later by little importance."""
+    keys, looked_at = key_means(k, prefix), cls_scores(q, k, prefix)
+    b, a, early = list(keys)[::2], list(keys)[1::2], depth <= pruned_share
+    target, rank = {}, {}
+    for i in a:
+        similar = {j: naive.cosine(keys[i], keys[j]) for j in keys if j != i}
+        target[i] = first_of_the_best({j: similar[j] for j in b})
+        more = sum(similar.values()) / len(similar) if early else -looked_at[i] / max(looked_at.values())
+        rank[i] = similar[target[i]] + weight * more
+    gone = naive.best(rank, len(keys) - count)
+    keep = [i for i in range(k.shape[1]) if i not in gone]
+    return Plan(keep) if early else Plan(keep, {i: target[i] for i in gone})
+
+
+def token_transforming(q: Tensor, k: Tensor, prefix: int, count: int) -> Plan:
+    """After Zeng et al. 2025: the informative patches stay; of each other one most goes to the one most like it."""
+    keys, informative = key_means(k, prefix), sorted(naive.best(cls_scores(q, k, prefix), count))
+    into = {
+        j: first_of_the_best({i: naive.cosine(keys[i], keys[j]) for i in informative})
+        for j in keys
+        if j not in informative
+    }
+    return Plan([*range(prefix), *informative], into)
+
+
+def transformation(k: Tensor, prefix: int, keep: list[int], temperature: float) -> list[Vector]:
+    """The matrix, K × N: of a kept token all in its own row; of each other one the softmax of its cosines."""
+    keys, matrix = key_means(k, prefix), [[0.0] * k.shape[1] for _ in keep]
+    for j in range(k.shape[1]):
+        if j in keep:
+            matrix[keep.index(j)][j] = 1.0
+            continue
+        raised = {i: math.exp(naive.cosine(keys[i], keys[j]) / temperature) for i in keep[prefix:]}
+        for i, weight in raised.items():
+            matrix[keep.index(i)][j] = weight / sum(raised.values())
+    return matrix
+
+
+def transform(rows: list[Vector], sizes: Vector, matrix: list[Vector]) -> tuple[list[Vector], Vector]:
+    """The tokens that go on and their sizes: averages with the weights share times size."""
+    n, width = len(rows), len(rows[0])
+    after = [sum(row[j] * sizes[j] for j in range(n)) for row in matrix]
+    out = [
+        [sum(row[j] * sizes[j] * rows[j][c] for j in range(n)) / total for c in range(width)]
+        for row, total in zip(matrix, after, strict=True)
+    ]
+    return out, after
+
+
 def thin(k: Tensor, prefix: int, count: int) -> Plan:
     """Every second patch is an anchor; of the others the most like one go, in rounds of at most half."""
     keys = key_means(k, prefix)
@@ -129,6 +185,69 @@ def pitome(
     return Plan([i for i in range(tokens) if i not in merged], {i: into[i] for i in merged})
 
 
+def page_rank(a: list[Vector], rounds: int, cls: bool) -> Vector:
+    """Wang et al. 2024, algorithm 1: s ← Aᵀ s, from scores that add up to N, that of CLS √N times the others'."""
+    n = len(a)
+    scores = [math.sqrt(n) if cls and i == 0 else 1.0 for i in range(n)]
+    scores = [n * score / sum(scores) for score in scores]
+    for _ in range(rounds):
+        scores = [sum(a[i][j] * scores[i] for i in range(n)) for j in range(n)]
+    return scores
+
+
+def zero_tprune_importance(
+    graphs: list[list[Vector]], rounds: int, prefix: int, low: float, high: float
+) -> dict[int, float]:
+    """Sections 3.2 and 3.3: root mean square over the heads whose scores vary neither too little nor too much."""
+    heads, filtered = [], []
+    for a in graphs:
+        scores = page_rank(a, rounds, cls=True)[prefix:]
+        mean = sum(scores) / len(scores)
+        scores = [score / mean for score in scores]
+        heads.append(scores)
+        if low <= sum((score - 1) ** 2 for score in scores) / len(scores) <= high:
+            filtered.append(scores)
+    chosen = filtered or heads
+    return {prefix + i: math.sqrt(sum(scores[i] ** 2 for scores in chosen) / len(chosen)) for i in range(len(heads[0]))}
+
+
+def zero_tprune(
+    q: Tensor, k: Tensor, prefix: int, count: int, rounds: int, share: float, low: float = 0.01, high: float = 0.7
+) -> Plan:
+    """Wang et al. 2024, I′, S, I: rank by one vote; drop the least important copies; rank what is left."""
+    graphs = [naive.attention(q[h : h + 1], k[h : h + 1]) for h in range(len(q))]
+    keys = key_means(k, prefix)
+    first = naive.best(zero_tprune_importance(graphs, 1, prefix, low, high), len(keys))
+    half = len(keys) // 2
+    a, b = sorted(first[len(keys) - half :]), first[: len(keys) - half]
+    alike = {i: max(naive.cosine(keys[i], keys[j]) for j in b) for i in a}
+    gone = naive.best(alike, min(round(share * (len(keys) - count)), half))
+    left = [i for i in range(k.shape[1]) if i not in gone]
+    if len(left) - prefix > count:
+        graphs = [[[row[j] for j in left] for i, row in enumerate(graph) if i in left] for graph in graphs]
+        graphs = [[[weight / sum(row) for weight in row] for row in graph] for graph in graphs]
+        ranked = zero_tprune_importance(graphs, rounds, prefix, low, high)
+        left = [left[i] for i in sorted([*range(prefix), *naive.best(ranked, count)])]
+    return Plan(left)
+
+
+def vwt_intra(image: Tensor, patch: int, prefix: int, count: int) -> Plan:
+    """Gee et al. 2025: the patches of one image `[C, height, width]` in which all pixel values vary most."""
+    colours, height, width = image.shape
+    pixels, variance = image.double().tolist(), {}
+    for row in range(0, height, patch):
+        for column in range(0, width, patch):
+            own = [
+                pixels[colour][row + i][column + j]
+                for colour in range(colours)
+                for i in range(patch)
+                for j in range(patch)
+            ]
+            mean = sum(own) / len(own)
+            variance[prefix + len(variance)] = sum((value - mean) ** 2 for value in own) / (len(own) - 1)
+    return Plan(sorted([*range(prefix), *naive.best(variance, count)]))
+
+
 def cosine_distances(rows: list[Vector]) -> list[Vector]:
     return [[1 - naive.cosine(a, b) for b in rows] for a in rows]
 
@@ -153,11 +272,19 @@ def best_spread(distance: list[Vector], count: int) -> float:
     return max(spread(distance, chosen) for chosen in itertools.combinations(range(len(distance)), count))
 
 
-def merge(rows: list[Vector], weights: Vector, plan: Plan, averaged: bool = True) -> list[Vector]:
-    """The tokens that go on, each the weighted mean, or sum, of itself and of what is merged into it."""
+def merge(
+    rows: list[Vector], weights: Vector, plan: Plan, averaged: bool = True, at_length: bool = False
+) -> list[Vector]:
+    """The tokens that go on, each the weighted mean, or sum, of itself and of what is merged into it.
+
+    Kim et al. 2024, MLERP: that mean, divided by its length, times the length of the longest of those in it.
+    """
     out = []
     for host in plan.keep:
         members = [host, *(i for i, into in plan.goes_into.items() if into == host)]
         total = sum(weights[i] for i in members) if averaged else 1.0
-        out.append([sum(weights[i] * rows[i][c] for i in members) / total for c in range(len(rows[0]))])
+        mean = [sum(weights[i] * rows[i][c] for i in members) / total for c in range(len(rows[0]))]
+        if at_length and len(members) > 1:
+            mean = [value / math.hypot(*mean) * max(math.hypot(*rows[i]) for i in members) for value in mean]
+        out.append(mean)
     return out

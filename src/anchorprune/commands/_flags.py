@@ -252,8 +252,14 @@ def say(args: argparse.Namespace, text: str) -> None:
 
 
 def strategy_options() -> dict[str, dataclasses.Field[Any]]:
-    """The fields of all strategies, which are flags of `eval`."""
-    return {field.name: field for cls in registry().values() for field in dataclasses.fields(cls)}
+    """The fields of all strategies, which are flags of `eval`; of those of one name the one whose help says most."""
+    options: dict[str, dataclasses.Field[Any]] = {}
+    for cls in registry().values():
+        for field in dataclasses.fields(cls):
+            known = options.get(field.name, field)
+            if len(field.metadata["help"]) >= len(known.metadata["help"]):
+                options[field.name] = field
+    return options
 
 
 def _owners(name: str) -> str:

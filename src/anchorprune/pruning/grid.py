@@ -32,6 +32,14 @@ def shrink(images: Float[Tensor, "B 3 _ _"], height: int, width: int) -> Float[T
     return resized.to(images.dtype)
 
 
+def pixel_variance(images: Float[Tensor, "B C _ _"], height: int, width: int) -> Float[Tensor, "B n"]:
+    """The variance within each patch of `height` × `width` pixels, all colours together, row by row of patches."""
+    rows, columns = images.shape[2] // height, images.shape[3] // width
+    whole = at_least_float32(images)[:, :, : rows * height, : columns * width]
+    patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
+    return patches.flatten(3).var(dim=3).flatten(1)
+
+
 def as_plan(old: Grid, new: Grid, prefix: int, batch: int, device: torch.device) -> TokenPlan:
     """What a coarser grid does to the image's own tokens, as if they were merged.
 

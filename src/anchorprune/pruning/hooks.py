@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anchorprune.errors import UserError
-from anchorprune.pruning.grid import Grid, coarser, shrink
+from anchorprune.pruning.grid import Grid, coarser, pixel_variance, shrink
 from anchorprune.pruning.honour import check_honoured
 from anchorprune.pruning.passes import Passes
 from anchorprune.pruning.record import Record
@@ -40,8 +40,8 @@ class Hooks:
     """One strategy in one tower; in force between `install` and `remove`.
 
     Attributes:
-        first: the first block, counted from 1, that the strategy acts in; 0 where the image itself gets a coarser grid;
-            the tower's last where it acts in none.
+        first: the first block, counted from 1, that the strategy acts in; 0 where the image itself gets a coarser grid
+            or is looked at; the tower's last where it acts in none.
         small_images: whether images come in `image_size` already, rather than in the tower's own.
     """
 
@@ -52,7 +52,8 @@ class Hooks:
         self._coarse = self._grid(tower.grid, self._schedule)
         self._shrinks = self._coarse != tower.grid
         self.small_images = small_images
-        self.first = min((n for n in self._schedule if n or self._shrinks), default=len(tower.blocks))
+        acts = [n for n in self._schedule if n or self._shrinks]
+        self.first = 0 if strategy.reads_pixels else min(acts, default=len(tower.blocks))
         self._handles: list[Any] = []
         # Part, name, whether the instance had such an attribute, and which.
         self._shadows: list[tuple[nn.Module, str, bool, Any]] = []
@@ -89,6 +90,8 @@ class Hooks:
         check_honoured(tower, strategy, inside, {n for n in self._schedule if n} - inside)
         changes = tower.on_grid(self.grids) if self._shrinks else Changes()
         pooling = tower.pool_by_size(self.sizes_at_the_end, self.bias_at_the_end, strategy.size_weight > 0)
+        if strategy.reads_pixels:
+            self._handles.append(self._stem().register_forward_pre_hook(self._look, with_kwargs=True))
         if self._shrinks:
             self._handles.append(tower.stem.register_forward_pre_hook(self._shrink, with_kwargs=True))
         for number, block in enumerate(tower.blocks, 1):
@@ -115,6 +118,16 @@ class Hooks:
         for part, name in product(tower.parts, _WHOLE_GRID):
             if (own := getattr(part, name, None)) is not None:
                 self._shadow(part, name, partial(self._refuse, name, own))
+
+    def _stem(self) -> nn.Module:
+        """The tower's stem, for a look at what goes into it."""
+        try:
+            return self.tower.stem
+        except UserError as error:
+            kind, name = type(self.tower.module).__name__, self.strategy.name
+            raise UserError(
+                f"{name} goes by the pixels of patches, which {kind} does not show: choose another strategy"
+            ) from error
 
     def remove(self) -> None:
         """Make the tower what it was."""
@@ -190,13 +203,26 @@ class Hooks:
             blocks = len(tower.blocks)
             pool = partial(_pool_query_key, tower, x, prefix)
             sizes = record.sizes.get(number)
-            tokens = Tokens(x, prefix, query_key, sizes, number / blocks, tower.has_cls, pool, raw, blocks)
+            depth, pixels = number / blocks, record.pixel_variance
+            tokens = Tokens(x, prefix, query_key, sizes, depth, tower.has_cls, pool, raw, blocks, pixels)
             with (
                 nullcontext() if exporting() else torch.no_grad()
             ):  # which tokens go on is a choice; gradients flow through the tokens themselves
                 plan = self.strategy.plan(tokens, count)
         record.plans[number] = plan
         return plan
+
+    def _look(self, stem: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the tower's stem: how much the pixels of each patch vary."""
+        if getattr(stem, "_is_replica", False):
+            raise UserError(_REPLICA)
+        tower = self.tower
+        images = args[0] if args else next(iter(kwargs.values()))  # by position, or as the first keyword
+        height, width = (side // count for side, count in zip(tower.image_size, tower.grid, strict=True))
+        with nullcontext() if exporting() else torch.no_grad():
+            variance = pixel_variance(images, height, width)
+        record = self._begin(images.shape[0], tower.num_prefix_tokens + variance.shape[1], images.device)
+        record.pixel_variance = variance
 
     def _shrink(self, stem: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-hook of the tower's stem: shrinks the images to the coarser grid that the strategy has."""

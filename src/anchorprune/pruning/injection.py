@@ -312,7 +312,7 @@ class Pruning:
     def first_block(self) -> int:
         """The first block, counted from 1, that the strategy acts in; the tower's last where it acts in none.
 
-        0 where the image itself gets a coarser grid, and where pruning is switched off.
+        0 where the image itself gets a coarser grid or is looked at, and where pruning is switched off.
         """
         return 0 if self._hooks is None else self._hooks.first
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchorprune.pruning.grid import as_plan
@@ -23,6 +23,7 @@ class Record:
         plans: what the strategy returned for each block that it acted in; None where nothing was dropped. Of 0, where
             the image has a coarser grid: what that did, as if tokens had been merged; there once it was asked for.
         sizes: `[B, N]` for the tokens that enter a block, once some are merged.
+        pixel_variance: `[B, n]`, of each patch of the images, where the strategy reads pixels.
         grids: the coarser grid that the image was given, and the one that it has at its own size; None where it has
             the latter.
     """
@@ -31,6 +32,7 @@ class Record:
     counts: dict[int, int] = field(default_factory=dict)
     plans: dict[int, TokenPlan | None] = field(default_factory=dict)
     sizes: dict[int, Tensor | None] = field(default_factory=dict)
+    pixel_variance: Float[Tensor, "B n"] | None = None
     grids: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def plans_before(self, block: int | None) -> list[TokenPlan]:

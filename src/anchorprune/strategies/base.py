@@ -52,6 +52,8 @@ class Strategy(Fields, ABC):
     seed_field: ClassVar[str | None] = None
     # Whether it asks for queries and keys, so that a strategy that acts at a block's input has them computed for it.
     scores: ClassVar[bool] = True
+    # Whether it goes by the pixels of the patches. It then acts on the image's own tokens: at the input of block 1.
+    reads_pixels: ClassVar[bool] = False
     # Whether the MLP of the last block runs on the prefix alone, where nothing reads the patches after it.
     spares_last_mlp: ClassVar[bool] = False
 

@@ -101,12 +101,17 @@ class Tome(MergingStrategy):
     name: ClassVar[str] = "tome"
 
     def plan(self, tokens: Tokens, keep_patches: int) -> TokenPlan:
-        directions = key_directions(tokens)
-        with outside_autocast(directions):
-            similarity = directions[:, 1::2] @ directions[:, ::2].transpose(1, 2)  # [B, A, B]
-        closest, partner = similarity.max(dim=2)
-        chosen = top_indices(closest, directions.shape[1] - keep_patches)  # among A
-        return merge_plan(tokens, 2 * chosen + 1, 2 * partner.gather(1, chosen))
+        return merge_plan(tokens, *matched(tokens, keep_patches))
+
+
+def matched(tokens: Tokens, keep_patches: int) -> tuple[Tensor, Tensor]:
+    """Of every second patch those most like one of the others, as many as go, and that one: each `[B, M]`."""
+    directions = key_directions(tokens)
+    with outside_autocast(directions):
+        similarity = directions[:, 1::2] @ directions[:, ::2].transpose(1, 2)  # [B, A, B]
+    closest, partner = similarity.max(dim=2)
+    chosen = top_indices(closest, directions.shape[1] - keep_patches)  # among A
+    return 2 * chosen + 1, 2 * partner.gather(1, chosen)
 
 
 def merge_plan(tokens: Tokens, merged: Tensor, into: Tensor) -> TokenPlan:
