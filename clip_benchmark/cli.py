@@ -18,7 +18,7 @@ if any(importlib.util.find_spec(name) is None for name in ("torch", "open_clip")
 
 sys.path[0] = os.path.join(ROOT, "src")  # instead of this folder, which is no package
 
-from anchorprune.commands import main  # noqa: E402
+from anchorprune.__main__ import run  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -47,6 +47,20 @@ def _short(spell: Callable[[object], str], value: object) -> str:
     return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
+class Unwritten(UserError, OSError):
+    """A file could not be written: the disk is full, or was taken away. What it would have held is not there."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        self.path, self.errno, self.strerror = path, error.errno, error.strerror or str(error)
+        ValueError.__init__(self, f"{path}: cannot be written ({self.strerror})")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unwritten, (self.path, OSError(self.errno, self.strerror))
+
+
 class FieldWarning(UserWarning):
     """A warning that names fields; the command line says `typed` instead, which names flags."""
 

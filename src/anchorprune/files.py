@@ -6,22 +6,31 @@ import codecs
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from anchorprune.errors import FieldError, UserError
+from anchorprune import locks
+from anchorprune.errors import FieldError, Unwritten, UserError
 from anchorprune.reading import bytes_of
 
 StrPath = str | os.PathLike[str]
+_LONGEST = 190  # bytes of 255, before an ending and a digest
 _SMALL = 4096  # bytes: class names, prompts, labels
+_STALE = 3600.0  # seconds after which nobody is writing a temporary file any more
+_CLEARED: set[Path] = set()  # folders that were looked through for temporary files of killed processes
 
 
 def user_cache() -> Path:
-    """`anchorprune` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anchorprune"
+    """`anchorprune` in the user's cache folder. UserError for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anchorprune"
+    except RuntimeError as error:
+        raise UserError("there is no home folder for what is downloaded; set XDG_CACHE_HOME to a folder") from error
 
 
 def read_text(path: StrPath) -> str:
@@ -74,25 +83,31 @@ def folder_stamp(folder: StrPath) -> list[Any]:
 
 
 @contextmanager
-def output_folder(flag: str, path: StrPath, page: str = "report.html") -> Iterator[Path]:
+def output_folder(flag: str, path: StrPath, *names: str) -> Iterator[Path]:
     """The folder that results go to, there and writable; one made here does not stay behind empty.
 
+    Args:
+        names: of what will be written in it; those that end in `/` are folders of their own.
+
     Raises:
-        UserError: it cannot be had, or the page that will be written in it is a folder.
+        UserError: it cannot be had, or one of the names cannot be a file there.
     """
-    target, made = Path(path), not os.path.lexists(path)
-    if not made and not target.is_dir():
-        raise FieldError(flag, str(path), "is a file; name a folder")
+    target = Path(path)
     try:
+        made = not os.path.lexists(target)
+        if not made and not target.is_dir():
+            raise FieldError(flag, str(path), "is a file; name a folder")
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target):
             pass
+        clear_unfinished(real_path(target))
+        for name in names:
+            _check_name(flag, path, name)
+            _check_length(target / name)
     except OSError as error:
         raise FieldError(
             flag, str(path), f"cannot write there ({error.strerror or error}); name another folder"
         ) from error
-    if (target / page).is_dir():
-        raise FieldError(flag, str(path), f"{page} in it is a folder; name another folder")
     try:
         yield target
     finally:
@@ -101,22 +116,55 @@ def output_folder(flag: str, path: StrPath, page: str = "report.html") -> Iterat
                 target.rmdir()
 
 
+def _check_name(flag: str, folder: StrPath, name: str) -> None:
+    place, is_folder = Path(folder, name), name.endswith("/")
+    try:
+        kind = os.stat(place).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        reason = error.strerror or error
+        raise FieldError(flag, str(folder), f"{name} cannot be in it ({reason}); name another folder") from error
+    if is_folder is not stat.S_ISDIR(kind):
+        what = "a file" if is_folder else "a folder" if stat.S_ISDIR(kind) else "not a regular file"
+        raise FieldError(flag, str(folder), f"{name.rstrip('/')} in it is {what}; name another folder")
+
+
 def check_output(path: StrPath, flag: str = "output") -> None:
     """Raise UserError unless a file can be written at `path`. For use before the work; leaves nothing behind."""
-    target = real_path(path)
-    folder = target.parent
+    folder = Path(path).parent
     try:
+        target = real_path(path)
+        folder = target.parent
         # Renaming over /dev/null, run as root, would replace the device by a file.
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "not a regular file"
             raise FieldError(flag, str(path), f"this is {kind}; name a file")
         if not folder.is_dir():
             raise FieldError(flag, str(path), f"there is no folder {folder}; make it first or name another")
+        _check_length(target)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        reason = error.strerror or error
+    except FieldError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: half of a surrogate pair, which no file system takes
+        reason = getattr(error, "strerror", None) or error
         raise FieldError(flag, str(path), f"cannot write in {folder} ({reason}); name another file") from error
+
+
+def _check_length(path: Path) -> None:
+    """OSError where the file system takes no such name, or not the temporary one beside it."""
+    for each in (path, path.parent / _temporary_name()):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(each)
+
+
+def short_name(name: str) -> str:
+    """The name, cut off where a file system would not take it with an ending behind; a digest keeps it apart then."""
+    data = name.encode("utf-8", "surrogateescape")
+    if len(data) <= _LONGEST:
+        return name
+    return f"{data[:_LONGEST].decode('utf-8', 'ignore')}_{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def real_path(path: StrPath) -> Path:
@@ -129,29 +177,74 @@ def replacing(path: StrPath) -> Iterator[Path]:
     """A temporary file beside `path`, to be written within; it takes the place of `path` at the end, all or nothing.
 
     A failure or an interruption leaves an earlier file at `path` as it was.
+
+    Raises:
+        Unwritten: it cannot be written.
     """
     target = real_path(path)
-    # In the same folder, because a rename is atomic within one file system only; by chance, because process ids
-    # collide between machines on shared storage; not named .json, so that `build` never takes it for a result.
-    temporary = target.parent / f".anchorprune-{secrets.token_hex(8)}.tmp"
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if target.parent not in _CLEARED:
+            clear_unfinished(target.parent)
+        with _locked_temporary(target.parent) as temporary:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+    except UserError:
+        raise
+    except OSError as error:
+        raise Unwritten(path, error) from error
+
+
+@contextmanager
+def _locked_temporary(folder: Path) -> Iterator[Path]:
+    """An empty file in `folder` that goes at the end; locked, so that nobody takes it for one that was left."""
+    while True:
+        # In the same folder, because a rename is atomic within one file system only; by chance, because processes of
+        # several machines share storage; not named .json, so that `build` never takes it for a result.
+        path = folder / _temporary_name()
+        lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        try:
+            locks.take(lock)
+            if path.exists():  # else it was taken for one that was left, before it was locked
+                yield path
+                return
+        finally:
+            os.close(lock)
+            path.unlink(missing_ok=True)
+
+
+def _temporary_name() -> str:
+    return f".anchorprune-{locks.machine()}-{secrets.token_hex(8)}.tmp"
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove the temporary files in `folder` of processes that were killed.
+
+    Those of living ones are locked by them; where locks tell nothing, as of other machines, an hour has to have gone.
+    """
+    _CLEARED.add(folder)
+    ours = f".anchorprune-{locks.machine()}-"
+    with suppress(OSError):
+        for left in folder.glob(".anchorprune-*.tmp"):
+            with suppress(OSError), open(left, "r+b") as file:
+                free = locks.take(file.fileno(), wait=False) if left.name.startswith(ours) else None
+                if free or (free is None and time.time() - left.stat().st_mtime > _STALE):
+                    left.unlink()
 
 
 def write_bytes(content: bytes, path: StrPath) -> None:
-    """Write a file, all of it or nothing."""
-    with replacing(path) as temporary, open(temporary, "xb") as file:
+    """Write a file, all of it or nothing. Unwritten where it cannot be."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
 
 
 def write_text(text: str, path: StrPath) -> None:
-    """Write a file as UTF-8, all of it or nothing; its line ends stay as they are."""
-    write_bytes(text.encode("utf-8", "surrogateescape"), path)
+    r"""Write a file as UTF-8, all of it or nothing; its line ends stay as they are.
+
+    What no UTF-8 can be, as a byte of a file's name, is spelt out: `\udcff`, which JSON reads as what it was.
+    """
+    write_bytes(text.encode("utf-8", "backslashreplace"), path)
 
 
 def unreadable(path: StrPath, error: OSError | ValueError) -> UserError:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from anchorprune.errors import FieldError
+from anchorprune.terminal import printable
 
 FORMATS = ("text", "json")
 
@@ -87,7 +88,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         leave: bool = True,
     ) -> None:
-        self.how, self.what, self.total, self.done, self.unit = how, what, total, done, unit
+        self.how, self.what, self.total, self.done, self.unit = how, printable(what), total, done, unit
         self._stream, self._clock = stream, clock
         self._start = self._told = clock()
         self._before = done

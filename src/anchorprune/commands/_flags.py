@@ -17,6 +17,7 @@ from anchorprune.evaluation.request import PRECISIONS
 from anchorprune.fields import LARGEST
 from anchorprune.progress import FORMATS, Reporting
 from anchorprune.strategies import Wanted, make_strategy, registry
+from anchorprune.terminal import printable
 
 # clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`_requests.plan_runs`).
 DEFAULT_OUTPUT = "{dataset}_{pretrained}_{model}_{language}_{task}.json"
@@ -32,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         said = message if len(message) <= 1000 else f"{message[:1000]}…"
-        self.exit(2, f"{self.prog}: error: {said} (see {self.prog} --help)\n")
+        self.exit(2, printable(f"{self.prog}: error: {said} (see {self.prog} --help)\n"))
 
 
 def _whole(text: str) -> int:

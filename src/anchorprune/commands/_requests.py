@@ -17,7 +17,8 @@ from anchorprune.commands._flags import DEFAULT_OUTPUT, DEFAULT_PRETRAINED
 from anchorprune.datasets import default_task, expand_names
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
-from anchorprune.files import lines_of, read_text
+from anchorprune.files import lines_of, read_text, short_name
+from anchorprune.outputs import Read
 from anchorprune.reading import filled
 from anchorprune.scale.ranks import launched
 from anchorprune.tasks import make_task, registry
@@ -74,7 +75,7 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
         if args.extract_attention:
             attention = _fill("--attention_output", args.attention_output or ATTENTION_OUTPUT, names)
         runs.append(Run(request, _fill("--output", _output_template(args), names), attention))
-    _check_collisions(args.save_clf, runs)
+    _check_collisions(args.save_clf, runs, outcomes=args.save_outcomes)
     return dealt(runs, *launched()) if args.distributed else runs
 
 
@@ -98,7 +99,8 @@ def single_request(args: argparse.Namespace) -> Request:
 
 def folder_names(requests: Sequence[Request]) -> list[str]:
     """What the folder of each of a sweep's combinations is called. UserError where two would have one name."""
-    names = [filled("{model}_{pretrained}_{dataset}_{language}", **_output_names(request)) for request in requests]
+    form = "{model}_{pretrained}_{dataset}_{language}"
+    names = [short_name(filled(form, **_output_names(request))) for request in requests]
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(
@@ -146,9 +148,20 @@ def _task(args: argparse.Namespace, data: DataSpec, place: int, count: int) -> A
     return make_task(name, **given)
 
 
-def _check_collisions(save_clf: str | None, runs: list[Run]) -> None:
+def list_files(args: argparse.Namespace) -> list[Read]:
+    """The files that hold names of models or data sets."""
+    named = [("dataset", name) for name in _as_list(args.dataset)]
+    named += [("pretrained_model", name) for name in _as_list(args.pretrained_model)]
+    return [Read(flag, name) for flag, name in named if os.path.isfile(name)]
+
+
+def _check_collisions(save_clf: str | None, runs: list[Run], *, outcomes: bool) -> None:
     """Raise UserError where one file would be written twice: what was written first would be lost."""
     files = [("--output", run.output) for run in runs]
+    if outcomes:
+        from anchorprune.evaluation.outcomes import path_for  # imports NumPy
+
+        files += [("--output", str(path_for(run.output))) for run in runs]
     files += [("--attention_output", run.attention_output) for run in runs if run.attention_output]
     files += [("--save_clf", save_clf) for _ in runs if save_clf]
     times = Counter(os.path.realpath(path) for _, path in files)

@@ -13,6 +13,7 @@ from anchorprune.commands._flags import reporting
 from anchorprune.errors import FieldError, UserError
 from anchorprune.scale import ranks
 from anchorprune.scale.jobs import Engine, Fault, Job, said
+from anchorprune.terminal import printable
 
 if TYPE_CHECKING:
     from anchorprune.evaluation.result import Result
@@ -90,10 +91,10 @@ class Failures:
     def add(self, title: str, error: Exception) -> None:
         """Said at once, a fault of ours with its traceback."""
         if isinstance(error, Fault):
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
         elif not isinstance(error, UserError):
-            traceback.print_exception(error)
-        self.lines.append(f"{title}: {' '.join(said(error).split())}")
+            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        self.lines.append(printable(f"{title}: {' '.join(said(error).split())}"))
         print(f"anchorprune: failed, going on: {self.lines[-1]}", file=sys.stderr, flush=True)
 
     def listed(self, total: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import math
 import os
 import warnings
 from functools import partial
@@ -14,11 +13,13 @@ from typing import Any
 from anchorprune import tasks
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import DEFAULT_OUTPUT, add_strategy_flags, given_fields, say
-from anchorprune.commands._requests import Run, plan_runs
+from anchorprune.commands._requests import Run, list_files, plan_runs
+from anchorprune.commands._results import all_of, noted, summary
 from anchorprune.commands._scale import Failures, add_engine_flags, engine_of, results_of
-from anchorprune.errors import FieldError, UserError, did_you_mean
+from anchorprune.errors import FieldError, Unwritten, UserError, did_you_mean
 from anchorprune.evaluation.request import ModelSpec
-from anchorprune.files import check_output
+from anchorprune.files import StrPath
+from anchorprune.outputs import Read, check_outputs
 from anchorprune.scale.jobs import Engine, Job
 from anchorprune.strategies import make_strategy, registry
 from anchorprune.strategies.base import Strategy
@@ -142,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate all that the command line asks for and write the results; returns the exit code.
 
     Raises:
-        UserError: something in the input is wrong. What can be known before the work starts is raised before it.
+        UserError: something in the input is wrong, or a file cannot be written. What can be known before the work
+            starts is raised before it.
     """
     if args.shard_samples and args.extract_attention:
         raise UserError(
@@ -154,7 +156,12 @@ def run(args: argparse.Namespace) -> int:
         runs, failures, total = engine.planned(lambda: _planned(args, engine))
         jobs = {_job(args, run): run for run in runs}
         for job, (result,) in results_of(args, engine, list(jobs), partial(_announce, args), failures):
-            _write(args, jobs[job], result)
+            try:
+                _write(args, jobs[job], result)
+            except UserError as error:
+                if not args.keep_going:
+                    raise
+                failures.add(job.title, error)
     return failures.listed(total)
 
 
@@ -193,8 +200,7 @@ def _pruned(args: argparse.Namespace, runs: list[Run], engine: Engine, failures:
     if args.attention_images < 1:
         raise FieldError("attention_images", args.attention_images, "must be 1 or more")
     strategy = _strategy(args)
-    for flag, path in _outputs(args, runs):
-        check_output(path, flag)
+    check_outputs(_outputs(args, runs), _reads(args, runs))
     if args.attention_output and not args.extract_attention:
         warnings.warn("without --extract_attention, --attention_output has no effect", stacklevel=2)
 
@@ -230,15 +236,24 @@ def _pruned(args: argparse.Namespace, runs: list[Run], engine: Engine, failures:
     return ready
 
 
-def _outputs(args: argparse.Namespace, runs: list[Run]) -> list[tuple[str, str]]:
-    named = [("save_clf", args.save_clf)] if args.save_clf else []
+def _outputs(args: argparse.Namespace, runs: list[Run]) -> list[tuple[str, StrPath]]:
+    from anchorprune.evaluation.outcomes import path_for
+
+    named: list[tuple[str, StrPath]] = [("save_clf", args.save_clf)] if args.save_clf else []
     for run in runs if args.save_clf else []:
         if type(run.request.task).artifacts is Task.artifacts:
             raise FieldError("save_clf", args.save_clf, f"{run.request.task.name} makes no classifier of texts")
     for run in runs:
         named.append(("output", run.output))
+        named += [("output", path_for(run.output))] if args.save_outcomes else []
         named += [("attention_output", run.attention_output)] if run.attention_output else []
     return named
+
+
+def _reads(args: argparse.Namespace, runs: list[Run]) -> list[Read]:
+    from anchorprune.evaluation.inputs import reads_of
+
+    return list(dict.fromkeys([*list_files(args), *(read for run in runs for read in reads_of(run.request))]))
 
 
 def _strategy(args: argparse.Namespace) -> Strategy | None:
@@ -289,13 +304,19 @@ def _is_done(args: argparse.Namespace, run: Run) -> bool:
     others = [path for path in (run.attention_output, args.save_clf) if path]
     asked = [key for key in ("classnames", "templates") if getattr(args, f"dump_{key}")]
     found = result.read(run.output)
-    if args.save_outcomes and not outcomes.are_of(outcomes.path_for(run.output), config_hash):
+    if args.save_outcomes and not outcomes.are_beside(run.output, found):
         return False
+    if others and not set(others) <= set(found.get("saved_beside") or ()):
+        return False  # it was killed before these were written, so that they are another run's
     return all(map(os.path.exists, others)) and all(key in found for key in asked)
 
 
 def _write(args: argparse.Namespace, run: Run, result: Any) -> None:
-    """The result's file, and those beside it."""
+    """The result's file first, then those beside it; what cannot be written does not keep the others from it.
+
+    Raises:
+        UserError: some cannot be; the metrics are on standard output, whatever was asked for.
+    """
     from anchorprune.evaluation.artifacts import save_tensors
 
     model, data = run.request.model, run.request.data
@@ -304,33 +325,26 @@ def _write(args: argparse.Namespace, run: Run, result: Any) -> None:
         more["classnames"] = result.classes
     if args.dump_templates and result.templates:
         more["templates"] = result.templates
+    lost: list[Unwritten] = []
+    beside = []
+    with noted(lost):
+        result.save(run.output, **more)
     if args.save_clf:
-        save_tensors(result.artifacts["classifier"], args.save_clf)
+        with noted(lost):
+            save_tensors(result.artifacts["classifier"], args.save_clf)
+            beside.append(args.save_clf)
     if run.attention_output is not None:
         attention = result.artifacts["attention"]
         shape, size = list(attention.weights[0].shape), attention.megabytes
         say(args, f"Attention {shape} of block 1, {size:.1f} MB in all: {run.attention_output}")
-        save_tensors(attention.as_dict(model.name, model.pretrained, data.name), run.attention_output)
-    result.save(run.output, **more)
+        with noted(lost):
+            save_tensors(attention.as_dict(model.name, model.pretrained, data.name), run.attention_output)
+            beside.append(run.attention_output)
+    if beside and not lost:
+        # Said once they are there: a result that does not say so has another run's beside it, or none.
+        with noted(lost):
+            result.save(run.output, **more, saved_beside=beside)
+    if lost:
+        print(summary(result.to_dict()), flush=True)
+        raise all_of(lost)
     say(args, f"{summary(result.to_dict())}\nDump results to: {run.output}")
-
-
-def summary(result: dict[str, Any]) -> str:
-    """The result in one line."""
-    known = {name: value for name, value in result["metrics"].items() if not math.isnan(value)}  # acc5 of 4 classes
-    metrics = ", ".join(f"{name} {_shown(name, value)}" for name, value in known.items())
-    line = f"{metrics} on {result['n_samples']} of {result['n_total']} images"
-    if result["n_bad_images"]:
-        line += f" ({result['n_bad_images']} unreadable)"
-    if result["pruning"]:
-        measured = result["pruning"]["measured"]
-        line += f"; {measured['tokens_after']} of {measured['tokens_before']} tokens"
-    if (gmacs := result["cost"]["gmacs"]) is not None:
-        dense = result["cost"]["gmacs_dense"]
-        line += f"; {gmacs:.2f} GMACs" if gmacs == dense else f"; {gmacs:.2f} of {dense:.2f} GMACs"
-    return f"{line}; {result['cost']['images_per_second']:.1f} images/s"
-
-
-def _shown(name: str, value: Any) -> str:
-    """A metric; what is no share says how it was come by, as weight decay does."""
-    return f"{value:.4f}" if isinstance(value, float) and name != "weight_decay" else f"{value}"

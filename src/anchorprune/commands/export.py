@@ -8,8 +8,10 @@ from functools import partial
 
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import given_fields, say
+from anchorprune.commands._results import kept
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import check_output, write_text
+from anchorprune.files import write_text
+from anchorprune.outputs import check_outputs
 from anchorprune.strategies import RECOMMENDED, make_strategy
 
 HELP = "write the pruned image tower as ONNX or a torch.export program, and check it"
@@ -58,14 +60,20 @@ def run(args: argparse.Namespace) -> None:
         check_no_budget(strategy, tuple(fields))
     if not args.pretrained and args.model_type == "open_clip" and ":" not in args.model:
         raise UserError("--pretrained: name a tag or a checkpoint file; a file of random weights serves nobody")
-    if args.report is not None:
-        check_output(args.report, "report")
-
+    from anchorprune.evaluation.inputs import model_reads
     from anchorprune.evaluation.request import ModelSpec
+
+    model = ModelSpec(
+        name=args.model, pretrained=args.pretrained, library=args.model_type, cache_dir=args.model_cache_dir
+    )
+    if args.report is not None:
+        named = [(flag, getattr(args, flag)) for flag in ("output", "text_output", "report")]
+        check_outputs([(flag, path) for flag, path in named if path is not None], model_reads(model))
+
     from anchorprune.studies.export import export
 
     found = export(
-        ModelSpec(name=args.model, pretrained=args.pretrained, library=args.model_type, cache_dir=args.model_cache_dir),
+        model,
         strategy,
         args.output,
         format=args.format,
@@ -76,6 +84,6 @@ def run(args: argparse.Namespace) -> None:
         speed=args.speed,
         say=partial(say, args),
     )
-    if args.report is not None:
-        write_text(json.dumps(found.to_dict(), indent=2) + "\n", args.report)
-    say(args, f"\n{found.to_text()}")
+    report = json.dumps(found.to_dict(), indent=2) + "\n"
+    save = partial(write_text, report, args.report) if args.report is not None else lambda: None
+    kept(args, f"\n{found.to_text()}", save)

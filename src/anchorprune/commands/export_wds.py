@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
 from anchorprune.commands._data import add_data_flags, data_spec, task_name
 from anchorprune.commands._flags import reporting, say
-from anchorprune.datasets.export import FORMATS, Layout
+from anchorprune.datasets.base import DataSpec
+from anchorprune.datasets.export import FORMATS, RECORD, Layout
 from anchorprune.errors import FieldError
+from anchorprune.files import real_path
+from anchorprune.outputs import check_names
 from anchorprune.progress import telling
 
 HELP = "write a data set as a webdataset in clip-benchmark's layout"
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from anchorprune.datasets import open_dataset
     from anchorprune.datasets.export import export_wds, unchanged
 
+    _check_apart(args.output, spec)
     with telling(how := reporting(args)):
         dataset = open_dataset(spec, unchanged, task)
     for flag, kind in (("retrieval", "captions"), ("multilabel", "labels")):
@@ -69,3 +74,16 @@ def run(args: argparse.Namespace) -> None:
         said += f"; {len(done.bad)} of its {done.samples} images cannot be read"
     root, split = shlex.quote(args.output), "" if spec.split == "test" else f" --split {shlex.quote(spec.split)}"
     say(args, f"{said}\nanchorprune eval --dataset wds/NAME --dataset_root {root}{split} reads them")
+
+
+def _check_apart(output: str, spec: DataSpec) -> None:
+    """FieldError where it would be written into what is read."""
+    from anchorprune.evaluation.inputs import data_reads
+
+    reads, root = list(data_reads(spec)), Path(output).expanduser()
+    names = ["classnames.txt", "dataset_type.txt", "zeroshot_classification_templates.txt"]
+    names += [f"{spec.split}/{name}" for name in (RECORD, "nshards.txt", "0.tar")]
+    check_names("output", root, names, reads)
+    for read in reads:
+        if read.name == "dataset" and not read.endings and real_path(root) == real_path(read.path):
+            raise FieldError("output", output, "is the folder that is read; name another")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import sys
 from typing import Any
 
 from anchorprune.commands._flags import add_progress_flags, reporting, say
-from anchorprune.errors import UserError
-from anchorprune.files import check_output
+from anchorprune.commands._results import all_of, noted, summary
+from anchorprune.errors import Unwritten, UserError
+from anchorprune.outputs import Read, check_outputs
 
 HELP = "repeat the evaluation of a result file, and say whether the metrics are the same"
 
@@ -42,17 +42,20 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.result}: its model or data were objects in Python, which no name finds again")
     given = {name: value for name in ("device", "num_workers") if (value := getattr(args, name)) is not None}
     request = dataclasses.replace(request, compute=dataclasses.replace(request.compute, **given))
-    if args.output:
-        check_output(args.output)
 
     from anchorprune.evaluation import preflight
     from anchorprune.evaluation.engine import evaluate
+    from anchorprune.evaluation.inputs import reads_of
 
+    if args.output:
+        check_outputs([("output", args.output)], [Read("the result to be repeated", args.result), *reads_of(request)])
     preflight.check([request])
     say(args, f"anchorprune eval {' '.join(request.flags())}")
     after = evaluate(request, keep_scores=False, progress=reporting(args))
+    lost: list[Unwritten] = []
     if args.output:
-        after.save(args.output)
+        with noted(lost):
+            after.save(args.output)
     if (now := request.hash()) != before["config_hash"]:
         what = "The files that the request names are not what they were"
         if before["request"].get("pruning") != (request.pruning and request.pruning.as_dict()):
@@ -62,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     for line in differ:
         print(line)
     say(args, "The metrics differ." if differ else "The metrics are the same.")
-    sys.stdout.flush()
+    if lost:
+        print(summary(after.to_dict()), flush=True)
+        raise all_of(lost)
     return 1 if differ else 0
 
 

@@ -8,9 +8,12 @@ from functools import partial
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
 from anchorprune.commands._requests import compute_of
+from anchorprune.commands._results import kept
 from anchorprune.evaluation.request import PRECISIONS, ModelSpec
 from anchorprune.files import output_folder
+from anchorprune.outputs import check_names
 
+FILES = ("speed.json", "speed.png")
 HELP = "time the image tower, dense and pruned in turns, beside its FLOPs"
 
 
@@ -54,7 +57,10 @@ def run(args: argparse.Namespace) -> None:
     model = ModelSpec(
         name=args.model, pretrained=args.pretrained, library=args.model_type, cache_dir=args.model_cache_dir
     )
-    with output_folder("out", args.out) as folder:
+    from anchorprune.evaluation.inputs import model_reads
+
+    check_names("out", args.out, FILES, model_reads(model))
+    with output_folder("out", args.out, *FILES) as folder:
         from anchorprune.studies.speed import speed
 
         found = speed(
@@ -68,5 +74,5 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             say=partial(say, args),
         )
-        found.save(folder)
-        say(args, f"\n{found.to_text()}\n\nspeed.json and speed.png: {folder}")
+        kept(args, f"\n{found.to_text()}", partial(found.save, folder))
+        say(args, f"\nspeed.json and speed.png: {folder}")

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
-from anchorprune.commands._requests import folder_names, requests_of
+from anchorprune.commands._requests import folder_names, list_files, requests_of
+from anchorprune.commands._results import all_of, kept, noted, summary
 from anchorprune.commands._scale import Failures, add_engine_flags, engine_of, results_of
-from anchorprune.errors import FieldError, UserError
+from anchorprune.errors import FieldError, Unwritten, UserError
 from anchorprune.evaluation.request import Request
 from anchorprune.files import output_folder
+from anchorprune.outputs import check_names
 from anchorprune.scale.jobs import Engine, Job, groups
 from anchorprune.strategies import Wanted
 
 if TYPE_CHECKING:
+    from anchorprune.evaluation.result import Result
     from anchorprune.studies.ways import Way
 
 WAYS_ON_RAY = 4  # that share a pass there: more decode an image less often, fewer spread better
@@ -73,10 +76,14 @@ def run(args: argparse.Namespace) -> int:
         raise FieldError("ways_per_pass", args.ways_per_pass, "must be 1 or more")
     requests = requests_of(args)
     strategies = parse_strategies(args.strategies)
+    from anchorprune.evaluation.inputs import reads_of
+
     failures = Failures()
     with engine_of(args) as engine:
         swept = _planned(args, engine, requests, strategies, failures)
-        with output_folder("out", args.out) as folder:
+        names, reads = _names(swept), [read for one in swept for read in reads_of(one.request)]
+        check_names("out", args.out, names, [*list_files(args), *reads])
+        with output_folder("out", args.out, *names) as folder:
             todo: dict[Request, Path] = {}
             for one in swept:
                 for way in one.ways:
@@ -84,11 +91,13 @@ def run(args: argparse.Namespace) -> int:
                 todo |= _not_done(args, one.files(folder))
             at_most = args.ways_per_pass or (WAYS_ON_RAY if args.engine == "ray" else None)
             jobs = [Job(requests, keep_scores=True) for requests in groups(list(todo), at_most)]
-            for _, results in results_of(args, engine, jobs, partial(_announce, args, len(jobs)), failures):
-                for result in results:
-                    path = todo.pop(result.request)
-                    path.parent.mkdir(exist_ok=True)
-                    result.save(path)
+            for job, results in results_of(args, engine, jobs, partial(_announce, args, len(jobs)), failures):
+                try:
+                    _save(results, todo)
+                except UserError as error:
+                    if not args.keep_going:
+                        raise
+                    failures.add(job.title, error)
             _report(args, folder, [one for one in swept if not todo.keys() & one.files(folder).keys()])
     return failures.listed(len(requests))
 
@@ -107,6 +116,19 @@ class _Swept:
 
         requests = [request for way in self.ways for request in way.requests(self.request)]
         return {request: folder / self.name / file_name(request.pruning) for request in requests}
+
+
+def _names(swept: list[_Swept]) -> list[str]:
+    """Of all files and folders in `--out`, those that are written."""
+    from anchorprune.evaluation.outcomes import path_for
+
+    names = ["sweep.csv"]
+    for one in swept:
+        names += [f"{one.name}/"] if one.name else []
+        names += [str(Path(one.name, page)) for page in ("sweep.csv", "sweep.png", "report.html")]
+        for file in one.files(Path()).values():
+            names += [str(file), str(path_for(file))]
+    return list(dict.fromkeys(names))
 
 
 def _planned(
@@ -135,6 +157,28 @@ def _planned(
     return swept
 
 
+def _save(results: list[Result], todo: dict[Request, Path]) -> None:
+    """Each result's file, which is done with then.
+
+    Raises:
+        UserError: some cannot be written; their metrics are on standard output.
+    """
+    lost: list[Unwritten] = []
+    for result in results:
+        path = todo[result.request]
+        with noted(lost):
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise Unwritten(path.parent, error) from error
+            result.save(path)
+            del todo[result.request]
+        if result.request in todo:
+            print(f"{path.name}: {summary(result.to_dict())}", flush=True)
+    if lost:
+        raise all_of(lost)
+
+
 def _not_done(args: argparse.Namespace, files: dict[Request, Path]) -> dict[Request, Path]:
     """Those of which the file is not there yet, or is of other settings; without `--skip_existing` all."""
     if not args.skip_existing:
@@ -146,7 +190,7 @@ def _not_done(args: argparse.Namespace, files: dict[Request, Path]) -> dict[Requ
     for request, path in files.items():
         digest = request.hash(contents)
         done = result.is_done(path, digest, pruned=request.pruning is not None)
-        if done and outcomes.are_of(outcomes.path_for(path), digest):
+        if done and outcomes.are_beside(path, result.read(path)):
             say(args, f"Skip {path}, exists already.")
         else:
             todo[request] = path
@@ -177,8 +221,8 @@ def _report(args: argparse.Namespace, folder: Path, swept: list[_Swept]) -> None
     for one in swept:
         files, own = one.files(folder), folder / one.name
         found = Sweep.load(own, one.request, one.ways)
-        found.save_report(own, command)
-        say(args, f"\n{found.to_text()}\n\n{len(files)} results, sweep.csv, sweep.png and report.html: {own}")
+        kept(args, f"\n{found.to_text()}", partial(found.save_report, own, command))
+        say(args, f"\n{len(files)} results, sweep.csv, sweep.png and report.html: {own}")
         model, data = one.request.model, one.request.data
         named = {"model": model.name, "pretrained": model.pretrained, "dataset": data.name, "language": data.language}
         rows += [{**named, **row} for row in found.to_dict()["points"]]

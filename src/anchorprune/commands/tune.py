@@ -9,9 +9,11 @@ from functools import partial
 
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
-from anchorprune.commands._requests import single_request
+from anchorprune.commands._requests import list_files, single_request
 from anchorprune.files import output_folder
+from anchorprune.outputs import check_names
 
+FILES = ("tune.json", "tune.csv", "report.html")
 HELP = "find the pruning that your accuracy, speed or latency allows, on part of your data"
 
 
@@ -58,9 +60,12 @@ def run(args: argparse.Namespace) -> None:
     request = single_request(args)
     strategies = parse_strategies(args.strategies)
 
+    from anchorprune.evaluation.inputs import reads_of
     from anchorprune.studies.tune import tune
 
-    with output_folder("out", args.out) if args.out else nullcontext() as folder:
+    if args.out:
+        check_names("out", args.out, FILES, [*list_files(args), *reads_of(request)])
+    with output_folder("out", args.out, *FILES) if args.out else nullcontext() as folder:
         found = tune(
             request,
             max_drop=args.max_drop,
@@ -71,10 +76,12 @@ def run(args: argparse.Namespace) -> None:
             progress=flags.reporting(args),
             say=partial(say, args),
         )
+        try:
+            print(found.to_text(), flush=True)
+            if folder and found.command:
+                print(f"\n{found.command}", flush=True)
+        finally:  # whether it can be printed or not
+            if folder:
+                found.save(folder, shlex.join(["anchorprune", "tune", *args.argv]))
         if folder:
-            found.save(folder, shlex.join(["anchorprune", "tune", *args.argv]))
-    print(found.to_text())
-    if folder:
-        if found.command:
-            print(f"\n{found.command}")
-        say(args, f"\ntune.json, tune.csv and report.html: {folder}")
+            say(args, f"\ntune.json, tune.csv and report.html: {folder}")

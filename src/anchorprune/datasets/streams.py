@@ -34,6 +34,7 @@ from anchorprune.errors import FieldError
 from anchorprune.files import user_cache, write_text
 from anchorprune.progress import as_told
 from anchorprune.reading import path_of
+from anchorprune.terminal import printable
 
 # Of each prefix what has to be there, as it is imported and as it is installed.
 _PACKAGES = {
@@ -109,4 +110,5 @@ def _copy(spec: DataSpec, root: Path) -> None:
             fix = f"gave {copied} of the {len(stream)} images that it promises; remove {folder} and try again"
             raise FieldError("dataset", spec.name, fix)
         write_text(f"{tars}\n", folder / "nshards.txt")
-    print(f"{spec.name} ({spec.split}): {copied} images, kept as a webdataset in {root}", file=sys.stderr)
+    said = f"{spec.name} ({spec.split}): {copied} images, kept as a webdataset in {root}"
+    print(printable(said), file=sys.stderr)

@@ -64,6 +64,21 @@ def open_input(request: EncodeRequest) -> Listing:
     return listing
 
 
+def files_of(request: EncodeRequest) -> list[str]:
+    """The files that are read before an image is: tars, tables and lists, in folders too.
+
+    Raises:
+        FieldError: a pattern that stands for nothing.
+    """
+    paths = [path for pattern in request.input for path in _spelled_out(pattern) if not is_url(path)]
+    return [
+        file
+        for path in paths
+        if not path.lower().endswith(_ENDINGS["image"])  # which no output is called
+        for file in ([*_in_folder(path, "tars"), *_in_folder(path, "table")] if os.path.isdir(path) else [path])
+    ]
+
+
 def _is_plain(path: str) -> bool:
     return os.path.isfile(path) or os.path.isdir(path)
 

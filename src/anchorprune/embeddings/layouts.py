@@ -110,7 +110,7 @@ class Npy(Layout):
         columns |= {name: rows.columns[name] for name in request.keep_columns if name not in columns}
         for path, embeddings in ((images, rows.embeddings), *zip(texts, [rows.texts], strict=False)):
             assert embeddings is not None
-            with replacing(path) as unfinished, open(unfinished, "xb") as file:
+            with replacing(path) as unfinished, open(unfinished, "wb") as file:
                 np.save(file, embeddings)
         with replacing(metadata) as unfinished:
             pq.write_table(pa.table(columns).replace_schema_metadata(about), unfinished)

@@ -17,6 +17,10 @@ from anchorprune.strategies.base import Strategy
 
 INPUT_FORMATS = ("auto", "folder", "tars", "table", "list")
 FORMATS = ("parquet", "npy")
+FOLDERS = {  # of the output, by its format
+    "parquet": ("shards", "embeddings"),
+    "npy": ("shards", "img_emb", "metadata", "text_emb"),
+}
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 VERSION = 1  # of `as_dict`'s form
 

@@ -10,6 +10,7 @@ import warnings
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,21 +19,25 @@ import torch
 from anchorprune.datasets.sampling import choose
 from anchorprune.datasets.workers import in_batches
 from anchorprune.embeddings.fidelity import fidelity
-from anchorprune.embeddings.inputs import open_input
+from anchorprune.embeddings.inputs import files_of, open_input
 from anchorprune.embeddings.listing import Listing
 from anchorprune.embeddings.loading import Loaded, Reader, shown
-from anchorprune.embeddings.request import EncodeRequest
+from anchorprune.embeddings.request import FOLDERS, EncodeRequest
 from anchorprune.embeddings.tower import Encoded, PrunedTower
 from anchorprune.errors import FieldError, UserError
+from anchorprune.evaluation.inputs import model_reads
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.files import StrPath, output_folder
+from anchorprune.files import StrPath, output_folder, real_path
 from anchorprune.models import library, load
 from anchorprune.models.base import LoadedModel
+from anchorprune.outputs import Read, check_names
 from anchorprune.progress import QUIET, Reporting, telling
 from anchorprune.pruning.copies import sharing_copy
 
 if TYPE_CHECKING:
     from anchorprune.embeddings.store import Store
+
+_FILES = ("encode.json", "failures.parquet")
 
 
 def encode(
@@ -80,7 +85,8 @@ def encode(
     runtime = Runtime.of(request.compute)
     from anchorprune.embeddings.store import Store  # which imports pyarrow
 
-    with output_folder("out", out, "encode.json") as folder:
+    _check_apart(request, Path(out))
+    with output_folder("out", out, *_FILES, *(f"{name}/" for name in FOLDERS[request.format])) as folder:
         with telling(reporting):
             listing = open_input(request)
         if listing.left_out:
@@ -124,6 +130,17 @@ def encode(
         fix = f"no image of it could be encoded; {folder}/failures.parquet says why"
         raise FieldError("input", " ".join(request.input), fix)
     return summary
+
+
+def _check_apart(request: EncodeRequest, out: Path) -> None:
+    """FieldError where what is read lies where this writes."""
+    reads = [*model_reads(request.model), *(Read("input", file) for file in files_of(request))]
+    check_names("out", out, _FILES, reads)
+    folders = [real_path(out / name) for name in FOLDERS[request.format]]
+    for read in reads:
+        if any(real_path(read.path).is_relative_to(folder) for folder in folders):
+            said = f"is where {{}} {read.path} lies, which is read; name another folder"
+            raise FieldError("out", str(out), said.format(read.name), typed=said.format(f"--{read.name}"))
 
 
 def _require_pyarrow() -> None:

@@ -21,11 +21,10 @@ from anchorprune.embeddings.layouts import LAYOUTS, Rows
 from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import config_hash, plain
-from anchorprune.files import replacing, write_text
+from anchorprune.files import clear_unfinished, real_path, replacing, write_text
 from anchorprune.reading import bytes_of, json_of
 
 SCHEMA_VERSION = 1
-_STALE = 3600.0  # seconds after which nobody is writing a temporary file any more
 
 
 class Store:
@@ -76,14 +75,7 @@ class Store:
             self._write({"finished": False})
         for path in (self.folder / "shards", *self.layout.folders(texts=self.request.texts is not None)):
             path.mkdir(exist_ok=True)
-            self._remove_stale(path)
-
-    def _remove_stale(self, folder: Path) -> None:
-        """What a killed process left half-written."""
-        for left in folder.glob(".anchorprune-*.tmp"):
-            with suppress(OSError):
-                if time.time() - left.stat().st_mtime > _STALE:
-                    left.unlink()
+            clear_unfinished(real_path(path))
 
     def _record(self, shard: int) -> Path:
         return self.folder / "shards" / f"{shard:05d}.json"

@@ -318,7 +318,6 @@ class _Pass:
             return open_dataset(spec, transform, self.base.task.name)
 
     def _bench(self) -> Bench:
-        cache = self.base.compute.clf_cache
         return Bench(
             loaded=self.loaded,
             dataset=self.dataset,
@@ -326,7 +325,7 @@ class _Pass:
             device=self.runtime.device,
             autocast=self.runtime.autocast,
             precision=self.runtime.dtype,
-            cache_dir=str(user_cache()) if cache is None else cache,
+            cache_dir=_classifiers_in(self.base.compute.clf_cache),
             keep_scores=self.wanted.keep_scores,
             seed=self.base.data.seed,
             batch_size=self.base.compute.batch_size,
@@ -416,3 +415,12 @@ def _pruning_record(encoder: Encoder) -> dict[str, Any] | None:
         "tokens_by_block": pruning.tokens_by_block,
     }
     return {**pruning.strategy.as_dict(), "measured": measured}
+
+
+def _classifiers_in(folder: str | None) -> str | None:
+    if folder is not None:
+        return folder
+    try:
+        return str(user_cache())
+    except UserError:  # a user without a home keeps none
+        return None

@@ -4,13 +4,19 @@ A file holds `keys`, the bytes of a JSON list, and `scores`, in the smallest typ
 of scores, which follow from them, `targets` and `predictions`; and `config_hash`, the bytes of the request's hash. Keys
 are text, not hashes: names that resemble each other compress to less than 8 bytes each, and the images that changed
 sides can be named.
+
+The result is written first, and says which bytes its outcomes are (`digest`): whoever is killed between the two leaves
+a result whose outcomes are missing, never one beside those of another run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,10 @@ from anchorprune.tasks.base import Outcomes
 _CLASSES = {"targets", "predictions"}
 
 
+class OfAnotherRun(UserError):
+    """The outcomes beside a result are not its own."""
+
+
 def path_for(result_path: StrPath) -> Path:
     """Where the outcomes of a result are: `x.json` -> `x.outcomes.npz`."""
     path = Path(result_path)
@@ -33,6 +43,16 @@ def path_for(result_path: StrPath) -> Path:
 
 def write(outcomes: Outcomes, path: StrPath, config_hash: str | None = None) -> None:
     """Write the file, all of it or nothing; the same outcomes give the same bytes."""
+    write_bytes(as_bytes(outcomes, config_hash), path)
+
+
+def digest(content: bytes) -> str:
+    """16 hex digits of a file's bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def as_bytes(outcomes: Outcomes, config_hash: str | None = None) -> bytes:
+    """The file of these outcomes."""
     # JSON in ASCII holds every name that a file can have: line ends, and bytes that are no UTF-8 (surrogateescape).
     keys = json.dumps(outcomes.keys, separators=(",", ":")).encode("ascii")
     arrays: dict[str, NDArray[Any]] = {"keys": np.frombuffer(keys, np.uint8)}
@@ -44,7 +64,7 @@ def write(outcomes: Outcomes, path: StrPath, config_hash: str | None = None) -> 
     arrays |= {name: _smallest(array) for name, array in outcomes.details.items()}
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    write_bytes(file.getvalue(), path)
+    return file.getvalue()
 
 
 def read(path: StrPath) -> tuple[Outcomes, str | None]:
@@ -52,16 +72,45 @@ def read(path: StrPath) -> tuple[Outcomes, str | None]:
 
     UserError, naming it, if it cannot be read, is damaged or is something else.
     """
+    return _read(_content(path), path)
+
+
+def _content(path: StrPath) -> bytes:
     try:
-        return _parsed(bytes_of(path))
+        return bytes_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); run its 'eval' again") from error
+
+
+def _read(content: bytes, path: StrPath) -> tuple[Outcomes, str | None]:
+    try:
+        return _parsed(content)
     except MemoryError:
         raise
     except Exception as error:  # zipfile, zlib, NumPy and json raise a dozen kinds for bytes that they cannot read
         raise UserError(
             f"{path}: not the outcomes of an evaluation ({reason(error)}); remove it, or run its 'eval' again"
         ) from error
+
+
+def beside(path: StrPath, result: Mapping[str, Any]) -> Outcomes | None:
+    """The outcomes beside the result at `path`, where there are any, and they are its own.
+
+    A result of today says which bytes they are; an older one has to have the hash that they hold.
+
+    Raises:
+        OfAnotherRun: they are another run's.
+        UserError: they are damaged, or cannot be read.
+    """
+    file, told = path_for(path), result.get("outcomes_digest")
+    if ("outcomes_digest" in result and told is None) or not os.path.lexists(file):
+        return None  # it was written without
+    content = _content(file)
+    outcomes, config_hash = _read(content, file)
+    own = result.get("config_hash")
+    if digest(content) != told if told else own and config_hash and own != config_hash:
+        raise OfAnotherRun(f"{file}: holds the outcomes of another run than {path}; run its 'eval' again")
+    return outcomes
 
 
 def paired(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -116,9 +165,9 @@ def _places(keys: tuple[str, ...]) -> dict[str, int]:
     return {key: i for i, key in enumerate(keys) if counts[key] == 1}
 
 
-def are_of(path: StrPath, config_hash: str) -> bool:
-    """Whether the file holds outcomes of this very request; older ones, which do not say of which, count too."""
+def are_beside(path: StrPath, result: Mapping[str, Any]) -> bool:
+    """Whether the result at `path` has its own outcomes beside it."""
     try:
-        return read(path)[1] in (None, config_hash)
+        return beside(path, result) is not None
     except UserError:
         return False

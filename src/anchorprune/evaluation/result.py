@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from anchorprune.errors import UserError
 from anchorprune.evaluation import outcomes as outcome_files
 from anchorprune.evaluation.request import Request, plain
-from anchorprune.files import StrPath, unreadable, write_text
+from anchorprune.files import StrPath, unreadable, write_bytes, write_text
 from anchorprune.reading import bytes_of, json_of
 from anchorprune.tasks.base import Meter, Outcomes
 
@@ -181,16 +181,21 @@ class Result:
         }
 
     def save(self, path: StrPath, **more: Any) -> None:
-        """Write the result, and its outcomes beside it where there are any; each file whole or not at all.
+        """Write the result, and then its outcomes beside it where there are any; each file whole or not at all.
 
         Args:
             more: further keys of the JSON.
+
+        Raises:
+            Unwritten: one of the two cannot be; where that is the outcomes, the result is there.
         """
-        content = {**self.to_dict(), **more}
-        if self.outcomes is not None:
-            outcome_files.write(self.outcomes, outcome_files.path_for(path), self.config_hash)
-            content["outcomes"] = outcome_files.path_for(path).name
-        write(content, path)
+        content = {**self.to_dict(), **more, "outcomes_digest": None}
+        if self.outcomes is None:
+            write(content, path)
+            return
+        file, data = outcome_files.path_for(path), outcome_files.as_bytes(self.outcomes, self.config_hash)
+        write({**content, "outcomes": file.name, "outcomes_digest": outcome_files.digest(data)}, path)
+        write_bytes(data, file)
 
 
 def write(result: Mapping[str, Any], path: StrPath) -> None:
@@ -248,9 +253,9 @@ def load(path: StrPath) -> Result:
         UserError: the file, or the one of its outcomes, is none of ours or is damaged; it is named.
     """
     content = read(path)
-    outcomes = None
-    if content.get("outcomes"):
-        outcomes, _ = outcome_files.read(outcome_files.path_for(path))
+    outcomes = outcome_files.beside(path, content)
+    if outcomes is None and content.get("outcomes"):
+        outcomes, _ = outcome_files.read(outcome_files.path_for(path))  # says that they are missing
     kept = ("pruning", "cost", "n_samples", "n_total", "n_bad_images", "model_options", "environment", "config_hash")
     if "request" not in content or any(name not in content for name in kept):
         raise UserError(f"{path}: does not hold its request (an older result, or clip-benchmark's); run its eval")

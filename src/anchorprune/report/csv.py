@@ -6,16 +6,23 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anchorprune.errors import UserError
 from anchorprune.evaluation import result as results
-from anchorprune.files import StrPath, check_output, real_path, unreadable, write_text
+from anchorprune.files import StrPath, check_output, unreadable, write_text
+from anchorprune.outputs import Read, check_apart
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how cells begin that spreadsheets run
+_FLAG = r"--\w+(?: -?[\w.]+)*"  # names and numbers: no call, no other program
+_HARMLESS = re.compile(rf"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)|{_FLAG}(?: {_FLAG})*", re.ASCII)
 # Mappings of any size that are data, not settings: a cell of JSON in the CSV instead of a column for each key.
 _ONE_CELL = ("classnames", "templates")
+# A request says once more what the other columns say; the last two tie files to each other.
+_NO_COLUMNS = ("metrics", "request", "outcomes_digest", "saved_beside")
 
 
 def build(files: Iterable[StrPath], output: StrPath) -> int:
@@ -29,9 +36,8 @@ def build(files: Iterable[StrPath], output: StrPath) -> int:
     paths = [path for name in files for path in _json_files(Path(name))]
     if not paths:
         raise UserError("build: no *.json file there; name result files of 'eval' or folders of them")
+    check_apart([("output", output)], [Read("one of the results to be read", path) for path in paths])
     rows = [_row(results.read(path)) for path in paths]
-    if any(real_path(path) == real_path(output) for path in paths):
-        raise UserError(f"--output {output}: this is one of the results to be read; name another file")
     columns = {column for row in rows for column in row}
     # `pruning: null` of an unpruned run says no more than the empty cells below `pruning.strategy`.
     nested = {column.partition(".")[0] for column in columns if "." in column}
@@ -46,12 +52,23 @@ def write_csv(rows: Sequence[Mapping[str, Any]], output: StrPath, columns: Seque
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Rows as CSV; the columns are those of the first row where they are not given."""
+    """Rows as CSV; the columns are those of the first row where they are not given.
+
+    Text that a spreadsheet would take for a formula has a `'` in front, which tells it that this is text.
+    """
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns or list(rows[0]), extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
+    names = list(columns or rows[0])
+    writer = csv.writer(text)
+    writer.writerow(map(_inert, names))
+    writer.writerows([_inert(row.get(name)) for name in names] for row in rows)
     return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    """The cell as a spreadsheet shows it and does not run it; numbers and a strategy's own flags stay what they are."""
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA) or _HARMLESS.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def _json_files(path: Path) -> list[Path]:
@@ -67,7 +84,7 @@ def _row(result: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     # Like clip_benchmark's build: where a metric and a key share a name, the key wins.
     for key, value in [*result["metrics"].items(), *result.items()]:
-        if key not in ("metrics", "request"):  # a request says once more what the other columns say
+        if key not in _NO_COLUMNS:
             row.update({key: _cell(value)} if key in _ONE_CELL else _flat(key, value))
     row["model_fullname"] = f"{result['model']} {result['pretrained']}"
     return row

@@ -79,21 +79,23 @@ def compare(a: Result | StrPath, b: Result | StrPath) -> Comparison:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: its JSON, and what became of each sample, with the hash of the request that this is of."""
+    """One of the two: its JSON, and what became of each sample; `others` where what lies beside it is not its own."""
 
     name: str
     result: Mapping[str, Any]
     outcomes: Outcomes | None = None
-    config_hash: str | None = None
+    others: bool = False
 
 
 def _side(what: Result | StrPath, letter: str) -> Side:
     if isinstance(what, Result):
         name = f"{letter} ({what.request.model.name}, {what.request.data.name})"
-        return Side(name, plain(what.to_dict()), what.outcomes, what.config_hash)
-    result, beside = results.read(what), outcome_files.path_for(what)
-    found = outcome_files.read(beside) if beside.exists() else (None, None)
-    return Side(str(what), result, *found)
+        return Side(name, plain(what.to_dict()), what.outcomes)
+    result = results.read(what)
+    try:
+        return Side(str(what), result, outcome_files.beside(what, result))
+    except outcome_files.OfAnotherRun:
+        return Side(str(what), result, others=True)
 
 
 def beside(side_a: Side, side_b: Side) -> Comparison:
@@ -184,6 +186,9 @@ def _samples(result: Mapping[str, Any]) -> str:
 
 def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
     """The difference of the primary metric on the samples that both have; see `statistics` for interval and test."""
+    others = [letter for letter, side in zip("AB", sides, strict=True) if side.others]
+    if others:
+        return [f"Not paired: the outcomes beside {' and '.join(others)} are of another run."], None, None
     if any(side.outcomes is None for side in sides):
         return [], None, None
     a, b = (side.outcomes for side in sides)
@@ -195,9 +200,8 @@ def _paired(*sides: Side) -> tuple[list[str], Difference | None, float | None]:
         raise UserError(f"{sides[0].name}: {error}") from error
     for letter, side, found in zip("AB", sides, (a, b), strict=True):
         told, mean = side.result["metrics"].get(metric), found.scores.sum() / max(1, len(found.keys))
-        own = side.result.get("config_hash")
         # Not to the digit: of two equally good classes the metric may have taken the other.
-        if (own and side.config_hash and own != side.config_hash) or (_is_number(told) and abs(mean - told) > 0.001):
+        if _is_number(told) and abs(mean - told) > 0.001:
             text = f"the outcomes beside {letter} have {metric} {100 * mean:.2f} %, so are of another run"
             return [f"Not paired: {text}."], None, None
     try:

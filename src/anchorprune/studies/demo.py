@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from anchorprune import bundled
-from anchorprune.errors import FieldError
+from anchorprune.errors import FieldError, Unwritten
 from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
 from anchorprune.evaluation.result import Result
 from anchorprune.files import output_folder, write_text
@@ -129,20 +128,29 @@ def run_demo(out: str, limit: int | None, verbose: bool) -> None:
         data=DataSpec(name=bundled.TAG, limit=limit),
         compute=Compute(precision="fp32", batch_size=32, num_workers=0),
     )
-    with output_folder("out", out) as folder:
+    with output_folder("out", out, "report.html", *(file for way in WAYS for file in way.files())) as folder:
         _say(verbose, "The bundled model on the bundled photos; this takes a minute or two on two cores.")
-        page, table = _measure(request, shlex.join(["anchorprune", "demo", *_given(out, limit)]), folder, verbose)
+        command = shlex.join(["anchorprune", "demo", *_given(out, limit)])
+        page, table, results = _measure(request, command, verbose)
         report = folder / "report.html"
-        write_text(page, report)
-    _say(verbose, f"\n{table}\n\n{report}: the same with a chart and pictures, to open in a browser")
+        _say(verbose, f"\n{table}")
+        try:
+            for result, file in zip(results, (file for way in WAYS for file in way.files()), strict=True):
+                # Each photo's outcome is for the page alone.
+                dataclasses.replace(result, outcomes=None).save(folder / file)
+            write_text(page, report)
+        except Unwritten:
+            _say(not verbose, table)
+            raise
+    _say(verbose, f"\n{report}: the same with a chart and pictures, to open in a browser")
 
 
 def _given(out: str, limit: int | None) -> list[str]:
     return (["--out", out] if out != "anchorprune-demo" else []) + (["--limit", str(limit)] if limit else [])
 
 
-def _measure(request: Request, command: str, folder: Path, verbose: bool) -> tuple[str, str]:
-    """Evaluates, times and writes the results; returns the page and the table."""
+def _measure(request: Request, command: str, verbose: bool) -> tuple[str, str, list[Result]]:
+    """Evaluates and times; returns the page, the table and the results."""
     # Only now: bad input answers at once, this takes seconds to import.
     import torch
 
@@ -164,9 +172,6 @@ def _measure(request: Request, command: str, folder: Path, verbose: bool) -> tup
     strategies = [way.strategies() for way in WAYS]
     requests = [dataclasses.replace(request, pruning=strategy) for each in strategies for strategy in each]
     results = evaluate(requests, model=loaded, keep_scores=True, progress=verbose)
-    for result, file in zip(results, (file for way in WAYS for file in way.files()), strict=True):
-        # Each photo's outcome is for the page alone.
-        dataclasses.replace(result, outcomes=None).save(folder / file)
     remaining = iter(results)
     found = [Found(way, list(islice(remaining, way.draws))) for way in WAYS]
 
@@ -194,7 +199,7 @@ def _measure(request: Request, command: str, folder: Path, verbose: bool) -> tup
     ]
     warning = words.busy_note(busy) if busy > BUSY else ""
     page = describe(loaded, dataset, indices, found, rows, timings, command, warning)
-    return page, "\n\n".join(filter(None, [as_text(rows), warning]))
+    return page, "\n\n".join(filter(None, [as_text(rows), warning])), results
 
 
 def pick(truth: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[tuple[int, str]]:

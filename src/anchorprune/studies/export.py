@@ -23,11 +23,13 @@ from anchorprune import bundled
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.base import DataSpec
 from anchorprune.errors import FieldError, FieldWarning, UserError
+from anchorprune.evaluation.inputs import model_reads
 from anchorprune.evaluation.request import Compute
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.files import StrPath, check_output, real_path
+from anchorprune.files import StrPath, real_path
 from anchorprune.models import library, load
 from anchorprune.models.base import LoadedModel, ModelSpec
+from anchorprune.outputs import check_outputs
 from anchorprune.pruning import Pruning, prune
 from anchorprune.pruning.copies import sharing_copy
 from anchorprune.pruning.cost import image_tower_flops, time_in_turns
@@ -183,11 +185,10 @@ def export(
     check_format(format, run=check_images > 0 or speed or text_path is not None)
     if check_images < 0:
         raise FieldError("check_images", check_images, "must be 0 (none) or more")
-    for name, target in (("output", path), ("text_output", text_path)):
-        if target is not None:
-            check_output(target, name)
     if text_path is not None and real_path(text_path) == real_path(path):
         raise FieldError("text_output", str(text_path), "is the image tower's file; name another")
+    targets = [("output", path), *([("text_output", text_path)] if text_path is not None else [])]
+    check_outputs(targets, model_reads(model) if isinstance(model, ModelSpec) else ())
     if strategy == "none":
         strategy = None
     if isinstance(strategy, str):

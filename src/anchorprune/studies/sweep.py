@@ -15,7 +15,7 @@ from anchorprune.evaluation import preflight
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.result import Result, load
 from anchorprune.evaluation.statistics import difference, mcnemar, wilson
-from anchorprune.files import StrPath, write_text
+from anchorprune.files import StrPath, short_name, write_text
 from anchorprune.models.base import LoadedModel
 from anchorprune.progress import Reporting
 from anchorprune.pruning.budget import solve
@@ -160,7 +160,7 @@ def _solved(model: LoadedModel, strategy: Strategy, target_gmacs: float | None) 
 def file_name(strategy: Strategy | None) -> str:
     """What the result of this way is called in a sweep's folder."""
     name = f"{strategy.name} {strategy.flags()}" if strategy else "unpruned"
-    return re.sub(r"[^\w.]+", "_", name.strip()) + ".json"
+    return short_name(re.sub(r"[^\w.]+", "_", name.strip())) + ".json"
 
 
 def _measured(way: Way, found: Sequence[Result], unpruned: Result) -> Measured:

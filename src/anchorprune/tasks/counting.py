@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from anchorprune.tasks.base import Outcomes
 
@@ -18,8 +19,13 @@ class ClassCounts:
     What it holds does not grow with the images, unless each one's class is kept.
     """
 
-    def __init__(self, classes: int, keep_scores: bool = False) -> None:
-        """`classes`: that can be given; an image of another one counts as wrong. `keep_scores`: for `scores`."""
+    def __init__(self, classes: int, keep_scores: bool = False, keys: Sequence[str] | None = None) -> None:
+        """
+        Args:
+            classes: that can be given; an image of another one counts as wrong.
+            keep_scores: for `scores`; about 20 bytes an image then.
+            keys: of all samples of the data set, which has them anyway; None: those of the batches are kept.
+        """
         import torch
 
         self.classes, self.keep_scores = classes, keep_scores
@@ -28,7 +34,7 @@ class ClassCounts:
         self._recalled = torch.zeros_like(self._seen)  # and those of them that were given it
         # Of each batch: which samples, their classes, and the best one for each.
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._keys: dict[int, str] = {}
+        self._keys: Sequence[str] | dict[int, str] = {} if keys is None else keys
 
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Take logits `[B, classes]` of a batch."""
@@ -39,8 +45,10 @@ class ClassCounts:
         self._seen = _sum(self._seen, targets.bincount())
         self._recalled = _sum(self._recalled, targets[predictions == targets].bincount())
         if self.keep_scores:
-            self._kept.append((batch.indices, targets, predictions))
-            self._keys.update(zip(batch.indices.tolist(), batch.keys, strict=True))
+            # In copies: a view of the five best would keep all of them.
+            self._kept.append((batch.indices.int(), targets.int(), predictions.int()))
+            if isinstance(self._keys, dict):
+                self._keys.update(zip(batch.indices.tolist(), batch.keys, strict=True))
 
     def merge(self, other: ClassCounts) -> None:
         """Take what another one counted of other samples."""
@@ -48,7 +56,8 @@ class ClassCounts:
         self._seen = _sum(self._seen, other._seen)
         self._recalled = _sum(self._recalled, other._recalled)
         self._kept += other._kept
-        self._keys.update(other._keys)
+        if isinstance(self._keys, dict):
+            self._keys = {**self._keys, **other._keys} if isinstance(other._keys, dict) else other._keys
 
     def compute(self) -> dict[str, float]:
         """acc1, acc5 (NaN below 5 classes), mean_per_class_recall (over the classes that occur), 0 … 1."""
@@ -70,6 +79,11 @@ class ClassCounts:
         order = indices.argsort()
         keys = tuple(self._keys[i] for i in indices[order].tolist())
         return Outcomes.of_classes(keys, targets[order].numpy(), predictions[order].numpy())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of the keys those of its own samples alone travel to another process."""
+        seen = {i for indices, _, _ in self._kept for i in indices.tolist()}
+        return {**self.__dict__, "_keys": {i: self._keys[i] for i in seen}}
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:

@@ -329,7 +329,7 @@ class Probe:
     def __init__(self, prepared: Prepared, weight: Tensor, bias: Tensor, weight_decay: float) -> None:
         """`weight [classes, D]` and `bias [classes]`, on the device that features are scored on."""
         self._prepared, self._weight, self._bias, self._weight_decay = prepared, weight, bias, weight_decay
-        self._counts = ClassCounts(len(bias), prepared.bench.keep_scores)
+        self._counts = ClassCounts(len(bias), prepared.bench.keep_scores, prepared.bench.dataset.keys)
 
     def update(self, out: Tensor, batch: Batch) -> None:
         """Take image features `[B, D]`, as `LinearProbe.forward` gives them."""

@@ -52,10 +52,10 @@ class ZeroShotClassification(Task):
         if dataset.classes is None:
             raise FieldError("dataset", dataset.name, "has no class names (classnames.txt), which zero-shot needs")
         classifier = self._classifier(bench, dataset.classes).to(bench.device)
-        return Prepared(classifier, dataset.kind == "labels", bench.keep_scores)
+        return Prepared(classifier, dataset.kind == "labels", bench.keep_scores, dataset.keys)
 
     def meter(self, prepared: Prepared, encode_split: EncodeSplit) -> ZeroShot:
-        return ZeroShot(prepared.classifier, prepared.multilabel, prepared.keep_scores)
+        return ZeroShot(prepared.classifier, prepared.multilabel, prepared.keep_scores, prepared.keys)
 
     def artifacts(self, prepared: Prepared) -> dict[str, Any]:
         return {"classifier": prepared.classifier}
@@ -95,6 +95,7 @@ class Prepared:
     classifier: Tensor
     multilabel: bool
     keep_scores: bool
+    keys: Sequence[str]
 
 
 def build_classifier(
@@ -188,10 +189,12 @@ class ZeroShot:
     metric ranks all images by each class.
     """
 
-    def __init__(self, classifier: Tensor, multilabel: bool, keep_scores: bool = False) -> None:
-        """`classifier [D, classes]`; `keep_scores` for `scores`, of single-label data."""
+    def __init__(
+        self, classifier: Tensor, multilabel: bool, keep_scores: bool = False, keys: Sequence[str] | None = None
+    ) -> None:
+        """`classifier [D, classes]`; `keep_scores` for `scores`, of single-label data; `keys` as in `ClassCounts`."""
         self.classifier, self.multilabel = classifier, multilabel
-        self._counts = ClassCounts(classifier.shape[1], keep_scores)
+        self._counts = ClassCounts(classifier.shape[1], keep_scores, keys)
         # Of each batch of multi-label data: which samples, what is true of them, and the logits.
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
