@@ -60,7 +60,7 @@ def main() -> None:
 
 def times(path: Path) -> None:
     """Milliseconds of the processor, the least of five, with the resizing that follows."""
-    photo = Image.open(path).convert("RGB")
+    photo = Image.open(path, formats=["JPEG"]).convert("RGB")
     for side in (320, 640, 1280, 2560):
         width, height = (round(length * side / min(photo.size)) for length in photo.size)
         file = io.BytesIO()

@@ -97,7 +97,7 @@ class Photos:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Any:
-        return Image.open(self.paths[index]).convert("RGB")
+        return Image.open(self.paths[index], formats=["JPEG", "PNG", "WEBP"]).convert("RGB")
 
 
 def labelled(args: argparse.Namespace, loaded: LoadedModel) -> tuple[list[Any], Tensor, Tensor]:

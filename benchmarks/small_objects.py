@@ -46,7 +46,7 @@ def main() -> None:
                 stem, ending = member.name.split(".", 1)
                 if ending in ("jpg", "jpeg", "png", "webp"):
                     stored = io.BytesIO()
-                    small(Image.open(io.BytesIO(data))).save(stored, "PNG")
+                    small(Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])).save(stored, "PNG")
                     data, ending = stored.getvalue(), "png"
                 entry = tarfile.TarInfo(f"{stem}.{ending}")
                 entry.size = len(data)

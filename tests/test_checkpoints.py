@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 import torch
 from support.libraries import hf_clip
 from support.material import TINY, World, command, evaluated, register
+
+from anchorprune.models.torchscript import state_of
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -88,3 +92,23 @@ def test_what_was_downloaded_instead_of_weights_is_named(content: bytes, said: s
     assert done.code == 2
     [line] = done.err
     assert f"--pretrained w.pt: {said}" in line
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::DeprecationWarning")
+def test_of_a_torchscript_archive_the_tensors_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    torch.jit.script(module).save("plain.pt")
+    monkeypatch.setattr("torch.jit.load", None)  # which would run what is in it
+    found, real = state_of("plain.pt"), module.state_dict()
+    assert found.keys() == real.keys()
+    assert all(torch.equal(found[name], real[name]) and found[name].dtype == real[name].dtype for name in real)
+
+
+@pytest.mark.parametrize("named", ["os system", "builtins eval", "torch.hub load", "torch._utils _rebuild_parameter"])
+def test_an_archive_that_names_anything_else_is_refused(here: Path, named: str) -> None:
+    module, name = named.split()
+    with zipfile.ZipFile("evil.pt", "w") as archive:
+        archive.writestr("evil/data.pkl", f"\x80\x02c{module}\n{name}\nX\x01\0\0\0x\x85R.".encode("latin-1"))
+        archive.writestr("evil/constants.pkl", b"")
+    with pytest.raises(pickle.UnpicklingError, match=f"names {module}.{name}, which no weights need"):
+        state_of("evil.pt")

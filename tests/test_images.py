@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from support.material import command
 from support.opened import opened
 
 from anchorprune.datasets.images import EXTENSIONS, FORMATS, decode
 from anchorprune.datasets.own import as_eval_dataset
 from anchorprune.datasets.sampling import BadImage, loader
+from anchorprune.datasets.zoo import ZooItems
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -254,3 +258,124 @@ def test_a_damaged_avif_is_passed_over_in_every_source(tmp_path: Path, damaged_a
     [batch] = loader(as_eval_dataset(Own(), "own", lambda image: image), [0], batch_size=1, num_workers=0)
     assert [key for key, _ in batch.bad] == ["0"]
     assert batch.bad[0][1].startswith("RuntimeError: ")
+
+
+# --- how large an image may be
+
+
+def header(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels of one bit each, and has none."""
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + ihdr + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (1_000_000, 1, "one side more than 500 times the other"),
+        (1, 1_000_000, "one side more than 500 times the other"),
+        (80_000_000, 1, "one side more than 500 times the other"),
+        (100_000_000, 1, ""),
+        (14_000, 14_000, ""),
+        (2**31 - 1, 2**31 - 1, ""),
+    ],
+)
+def test_an_image_that_no_memory_would_hold_is_a_bad_image(width: int, height: int, said: str) -> None:
+    with pytest.raises(BadImage, match=f"^a file: .*{said}"):
+        decode(header(width, height), "a file")
+
+
+def test_a_panorama_is_none_of_them() -> None:
+    assert decode(encoded(Image.new("RGB", (5000, 10), "red"), "PNG"), "a file").size == (5000, 10)
+
+
+def test_the_bounds_on_images_are_in_the_help() -> None:
+    for name in ("eval", "sweep", "tune", "encode", "export-wds"):
+        said = " ".join(" ".join(command(name, "--help").out).split())
+        assert "178,956,970 pixels or 536,870,912 bytes, or one side more than 500 times the other" in said
+
+
+# --- what preprocesses an image
+
+
+class Fails:
+    """A transform that fails on images that are wider than high, as Pillow's resizing does on a strip."""
+
+    def __call__(self, image: Image.Image) -> Any:
+        if image.width > image.height:
+            raise MemoryError
+        return image
+
+
+def test_a_transform_that_fails_on_one_image_makes_it_a_bad_image(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for i, size in enumerate([(9, 6), (6, 9)]):
+        Image.new("RGB", size).save(tmp_path / "cat" / f"{i}.png")
+
+    class Own:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return Image.new("RGB", [(9, 6), (6, 9)][index]), 0
+
+    for dataset in (opened(f"folder:{tmp_path}", transform=Fails()), as_eval_dataset(Own(), "own", Fails())):
+        assert dataset.items[1][0].size == (6, 9)
+        with pytest.raises(BadImage, match=r"cannot be preprocessed \(MemoryError\)"):
+            dataset.items[0]
+
+
+# --- who opens images
+
+
+def opens(tree: ast.AST) -> Iterator[str]:
+    """Each way to open an image that Pillow would choose the format of."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image" and "open" in {a.name for a in node.names}:
+            yield "from PIL.Image import open"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open"):
+            formats = [each.value for each in node.keywords if each.arg == "formats"]
+            allowed = formats and (
+                ast.unparse(formats[0]) == "_formats()" or set(ast.literal_eval(formats[0])) <= set(FORMATS)
+            )
+            if not allowed:
+                yield ast.unparse(node)
+        if isinstance(node, ast.Attribute) and node.attr in ("default_loader", "pil_loader", "imread"):
+            yield ast.unparse(node)
+
+
+def test_nobody_opens_an_image_without_saying_of_which_formats() -> None:
+    root = Path(__file__).parents[1]
+    files = [file for folder in ("src", "tools", "benchmarks") for file in (root / folder).rglob("*.py")]
+    assert len(files) > 100
+    found = {str(file): list(opens(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
+    assert {file: ways for file, ways in found.items() if ways} == {}
+
+
+@pytest.mark.parametrize("code", ["Image.open(x)", "PIL.Image.open(x, formats=['EPS'])", "from PIL.Image import open"])
+def test_such_an_opening_would_be_found(code: str) -> None:
+    assert list(opens(ast.parse(code)))
+
+
+def test_other_packages_data_sets_open_photographs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)  # Ghostscript
+    for name, kind in (("ps.jpg", "EPS"), ("photo.jpg", "JPEG")):
+        (tmp_path / name).write_bytes(encoded(Image.fromarray(RGB).resize((32, 32)), kind))
+
+    class Upstream:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return Image.open(tmp_path / ["ps.jpg", "photo.jpg"][index]).convert("RGB"), 0
+
+    items = ZooItems(Upstream(), "classes")
+    with pytest.raises(BadImage, match="cannot identify"):
+        items[0]
+    assert items[1][0].size == (32, 32)
+    assert "EPS" in Image.ID

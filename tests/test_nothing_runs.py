@@ -21,6 +21,7 @@ MODULES = {
 MAY_IMPORT = {
     ("scale/jobs.py", "pickle"): "results between the processes of one launch, over connections that it made itself",
     ("datasets/zoo.py", "pickle"): "the name of the error that torchvision raises for a damaged data set",
+    ("models/torchscript.py", "pickle"): "an unpickler that knows nothing but tensors",
     ("models/open_clip.py", "pickle"): "the name of the error that torch raises for a damaged checkpoint",
 }
 # What runs what it is given, or reads what may hold code; by the end of the dotted name, as it is called.
@@ -33,10 +34,6 @@ CALLS = {
 }  # fmt: skip
 MAY_CALL = {
     ("scale/jobs.py", "pickle.loads"): "what `packed` gave in a process of this very launch",
-    (
-        "models/checkpoint.py",
-        "torch.jit.load",
-    ): "OpenAI's weights are TorchScript: a language of its own, without files",
     ("pruning/export.py", "torch.export.load"): "a program that this process has just written, to check it",
     ("pruning/export.py", "onnx.load"): "protobuf, of which nothing runs; without external data",
     ("plugins.py", "importlib.import_module"): "the modules of a folder of this package",

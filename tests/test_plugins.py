@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.material import command
 
 from anchorprune import UserError, datasets, plugins, tasks
 from anchorprune.datasets.base import DataSpec, Source
@@ -114,3 +115,25 @@ def test_a_broken_one_is_one_line_that_names_its_package(
     install(tmp_path, monkeypatch, "anchorprune.tasks", name, target)
     with pytest.raises(UserError, match=f"^task '{name}' of the package bigpackage .*{says}"):
         tasks.registry()
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("import sys; sys.exit(0)", "cannot be loaded: 0"),
+        ("import sys; sys.exit()", "cannot be loaded: SystemExit"),
+        ("raise ValueError('two\\nlines')", "cannot be loaded: two lines"),
+        ("class Own(BaseException): pass\nraise Own", "cannot be loaded: Own"),
+        ("import nowhere.at.all", "cannot be loaded: No module named 'nowhere'"),
+        ("this is no Python", "cannot be loaded: invalid syntax"),
+        ("def f(): f()\nf()", "cannot be loaded: maximum recursion depth"),
+    ],
+)
+def test_one_that_ends_or_fails_at_its_import_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str
+) -> None:
+    install(tmp_path, monkeypatch, "anchorprune.tasks", "nothing", "Nothing")
+    (tmp_path / "bigpackage.py").write_text(body, encoding="utf-8")
+    outcome = command("eval", "--help")
+    assert (outcome.code, outcome.out, len(outcome.err)) == (2, [], 1)
+    assert f"task 'nothing' of the package bigpackage (bigpackage:Nothing) {says}" in outcome.err[0]

@@ -46,7 +46,9 @@ def found(base: type[T], package: str) -> dict[str, type[T]]:
 def _loaded(entry: EntryPoint, base: type[T]) -> type[T]:
     try:
         cls = entry.load()
-    except (Exception, SystemExit) as error:  # whatever another package's code raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever another package's code raises; sys.exit(0) would end us in silence
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{_called(entry, base)} cannot be loaded: {reason}") from error
     if not _is_complete(cls, base):

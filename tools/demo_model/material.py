@@ -25,7 +25,7 @@ class Photo:
     label: int
 
     def image(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.jpeg)).convert("RGB")
+        return Image.open(io.BytesIO(self.jpeg), formats=["JPEG"]).convert("RGB")
 
 
 def read_split(root: Path, split: str) -> list[Photo]:

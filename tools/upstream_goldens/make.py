@@ -55,7 +55,7 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
         sample = self.samples[index]
-        images = [self.transform(Image.open(io.BytesIO(data))) for data in sample.images]
+        images = [self.transform(Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])) for data in sample.images]
         return images[0] if len(images) == 1 else torch.stack(images), sample.target
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from anchorprune import tasks
+from anchorprune.datasets.images import MAX_PIXELS, MAX_RATIO
+from anchorprune.datasets.reading import MAX_BYTES
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import PRECISIONS
 from anchorprune.fields import LARGEST
@@ -22,6 +24,13 @@ from anchorprune.terminal import printable
 # clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`_requests.plan_runs`).
 DEFAULT_OUTPUT = "{dataset}_{pretrained}_{model}_{language}_{task}.json"
 DEFAULT_PRETRAINED = ["laion400m_e32"]
+
+
+IMAGE_LIMITS = (
+    f"None is read that has more than {MAX_PIXELS:,} pixels or {MAX_BYTES:,} bytes, or one side more than {MAX_RATIO} "
+    "times the other"
+)
+SKIP_BAD_IMAGES = f"count images that cannot be read, and go on. {IMAGE_LIMITS}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,6 +84,7 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
     )
     add("--task", type=str, default="auto", choices=_task_choices(), help="auto: the data set's own")
     add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
+    add_trust_flag(parser)
     add("--annotation_file", default="", type=str, help="captions, for retrieval")
     add("--custom_classname_file", default=None, type=str, help="JSON: data set -> class names")
     add(
@@ -94,6 +104,12 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
     )
     add("--wds_cache_dir", default=None, type=str, help="where webdataset URLs are kept")
     add_column_flags(parser)
+
+
+def add_trust_flag(parser: argparse._ActionsContainer) -> None:
+    """Of whatever loads a model by its name."""
+    said = "run Python code that lies in the folder of the model (default: refuse a model that needs it)"
+    parser.add_argument("--trust_remote_code", action="store_true", help=said)
 
 
 def add_column_flags(parser: argparse._ActionsContainer) -> None:
@@ -139,7 +155,7 @@ def add_running_flags(parser: argparse._ActionsContainer) -> None:
         type=str,
         help="where the linear probe keeps features for the next run; '' for nowhere (default: %(default)s)",
     )
-    add("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
+    add("--skip_bad_images", action="store_true", help=SKIP_BAD_IMAGES)
 
 
 def add_progress_flags(parser: argparse._ActionsContainer) -> None:

@@ -121,7 +121,13 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
         _models(args), enumerate(datasets), _as_list(args.language)
     ):
         data = dataclasses.replace(data_spec(args, dataset, language), limit=args.limit, seed=args.seed)
-        spec = ModelSpec(name=model, pretrained=pretrained, library=args.model_type, cache_dir=args.model_cache_dir)
+        spec = ModelSpec(
+            name=model,
+            pretrained=pretrained,
+            library=args.model_type,
+            cache_dir=args.model_cache_dir,
+            trust_remote_code=args.trust_remote_code,
+        )
         task = _task(args, data, i, len(datasets))
         requests.append(Request(model=spec, data=data, task=task, compute=compute))
     return requests

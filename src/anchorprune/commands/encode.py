@@ -45,11 +45,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     source("--texts", metavar="COLUMN", help="encode these texts too; rows without one are failures")
     source("--limit", type=int, metavar="N", help="only N images, chosen by --seed, whatever their order")
     source("--cache_dir", metavar="DIR", help="where tars from URLs are kept")
-    model = parser.add_argument_group("model").add_argument
+    of_model = parser.add_argument_group("model")
+    model = of_model.add_argument
     model("--model", default="ViT-B-32-quickgelu", help="open_clip model, or a folder or hub's name of --model_type hf")
     model("--pretrained", default="laion400m_e32", help="open_clip tag or checkpoint file (default: %(default)s)")
     model("--model_type", default="open_clip", choices=["open_clip", "hf"], help="library of the model")
     model("--model_cache_dir", default=None, help="where downloaded weights are kept")
+    flags.add_trust_flag(of_model)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument("--enable_pruning", action="store_true", help="as in eval; --strategy alone is enough")
     pruning.add_argument("--strategy", metavar="NAME", help=f"which tokens to keep: {', '.join(registry())}; none: all")
@@ -74,7 +76,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--on_error",
         choices=["skip", "fail"],
         default="skip",
-        help="skip: an image that cannot be encoded is a row of failures.parquet (default); fail: it stops",
+        help="skip: an image that cannot be encoded is a row of failures.parquet (default); fail: it stops. "
+        + flags.IMAGE_LIMITS,
     )
     output("--max_failures", type=float, default=1.0, metavar="SHARE", help="stop when more than this share has failed")
     how = parser.add_argument_group("how")
@@ -141,7 +144,11 @@ def request_of(args: argparse.Namespace) -> EncodeRequest:
     return EncodeRequest(
         **same,
         model=ModelSpec(
-            name=args.model, pretrained=pretrained, library=args.model_type, cache_dir=args.model_cache_dir
+            name=args.model,
+            pretrained=pretrained,
+            library=args.model_type,
+            cache_dir=args.model_cache_dir,
+            trust_remote_code=args.trust_remote_code,
         ),
         pruning=_strategy(args),
         compute=compute_of(args),

@@ -23,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--model_type", default="open_clip", choices=["open_clip", "hf", "timm"], help="library of the model")
     add("--pretrained", default="", help="tag or checkpoint file")
     add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
+    flags.add_trust_flag(parser)
     add("--format", default="onnx", choices=["onnx", "torch"], help="onnx, or torch: a torch.export program, .pt2")
     add("--output", required=True, metavar="FILE", help="the image tower's file")
     add("--text_output", default=None, metavar="FILE", help="write the text tower, too")
@@ -73,7 +74,13 @@ def run(args: argparse.Namespace) -> None:
     from anchorprune.studies.export import export
 
     found = export(
-        model,
+        ModelSpec(
+            name=args.model,
+            pretrained=args.pretrained,
+            library=args.model_type,
+            cache_dir=args.model_cache_dir,
+            trust_remote_code=args.trust_remote_code,
+        ),
         strategy,
         args.output,
         format=args.format,

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from anchorprune.commands._data import add_data_flags, data_spec, task_name
-from anchorprune.commands._flags import reporting, say
+from anchorprune.commands._flags import SKIP_BAD_IMAGES, reporting, say
 from anchorprune.datasets.base import DataSpec
 from anchorprune.datasets.export import FORMATS, RECORD, Layout
 from anchorprune.errors import FieldError
@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--max_count", "--max-count", type=int, default=Layout.max_count, help="samples a tar (default: %(default)s)")
     add("--max_size", "--max-size", type=int, default=Layout.max_size, help="bytes a tar (default: %(default)s)")
-    add("--skip_bad_images", action="store_true", help="count images that cannot be read, and go on")
+    add("--skip_bad_images", action="store_true", help=SKIP_BAD_IMAGES)
     add_data_flags(parser)
 
 

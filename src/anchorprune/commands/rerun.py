@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
-from anchorprune.commands._flags import add_progress_flags, reporting, say
+from anchorprune.commands._flags import add_progress_flags, add_trust_flag, reporting, say
 from anchorprune.commands._results import all_of, noted, summary
 from anchorprune.errors import Unwritten, UserError
 from anchorprune.outputs import Read, check_outputs
@@ -20,6 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default=None, metavar="FILE", help="write the new result there")
     parser.add_argument("--device", default=None, help="another device than the result's")
     parser.add_argument("--num_workers", default=None, type=int, help="another number of processes that decode images")
+    add_trust_flag(parser)
     parser.add_argument("--quiet", dest="verbose", action="store_false", help="print only what differs")
     add_progress_flags(parser)
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.result}: {error}") from error
     if before.get("config_hash") is None:
         raise UserError(f"{args.result}: its model or data were objects in Python, which no name finds again")
+    if request.model.trust_remote_code and not args.trust_remote_code:
+        raise UserError(f"{args.result}: wants the model's own code to be run; read it, and give --trust_remote_code")
     given = {name: value for name in ("device", "num_workers") if (value := getattr(args, name)) is not None}
     request = dataclasses.replace(request, compute=dataclasses.replace(request.compute, **given))
 

@@ -23,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--model_type", default="open_clip", choices=["open_clip", "hf", "timm"], help="library of the model")
     add("--pretrained", default="", help="tag or checkpoint file (default: random weights, time depends on none)")
     add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
+    flags.add_trust_flag(parser)
     add(
         "--strategies",
         nargs="+",
@@ -55,7 +56,11 @@ def run(args: argparse.Namespace) -> None:
     compute = compute_of(args)
     strategies = parse_strategies(args.strategies)
     model = ModelSpec(
-        name=args.model, pretrained=args.pretrained, library=args.model_type, cache_dir=args.model_cache_dir
+        name=args.model,
+        pretrained=args.pretrained,
+        library=args.model_type,
+        cache_dir=args.model_cache_dir,
+        trust_remote_code=args.trust_remote_code,
     )
     from anchorprune.evaluation.inputs import model_reads
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from anchorprune.datasets.base import Transform
-from anchorprune.datasets.images import decode
+from anchorprune.datasets.images import decode, transformed
 
 
 class EncodedItems(ABC):
@@ -27,4 +27,5 @@ class EncodedItems(ABC):
         """What a message calls it: a file, or a tar and key."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.transform(decode(self.read(index), self.source(index))), self.target(index)
+        source = self.source(index)
+        return transformed(self.transform, decode(self.read(index), source), source), self.target(index)

@@ -11,17 +11,18 @@ from typing import Any, ClassVar
 
 from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.encoded import EncodedItems
-from anchorprune.datasets.images import EXTENSIONS, one_line
+from anchorprune.datasets.images import EXTENSIONS
 from anchorprune.datasets.prompts import GENERAL_TEMPLATES, check_templates, custom_classes, positions
-from anchorprune.datasets.sampling import BadImage
+from anchorprune.datasets.reading import read_file, read_lines
 from anchorprune.errors import FieldError, UserError, did_you_mean
-from anchorprune.files import folder_stamp, lines_of, read_text
+from anchorprune.files import folder_stamp
 from anchorprune.reading import path_of
 
 WHOLE = "test"  # the one split of a folder without any
 # What systems put beside pictures: archives made on a Mac, Synology's thumbnails, Windows' bins.
 _SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _LINK = "link back to a folder above"
+MOST_TIMES = 100  # that one folder is come to by links
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -35,11 +36,7 @@ class FolderItems(EncodedItems):
         return len(self.files)
 
     def read(self, index: int) -> bytes:
-        path, _ = self.files[index]
-        try:
-            return path.read_bytes()
-        except OSError as err:
-            raise BadImage(f"{path}: {one_line(err)}") from err
+        return read_file(self.files[index][0])
 
     def target(self, index: int) -> int:
         return self.files[index][1]
@@ -77,7 +74,7 @@ def open_pictures(name: str, transform: Transform) -> EvalDataset:
     Raises UserError for a missing folder, or one without images.
     """
     path = path_of(name.removeprefix("folder:"))
-    if name == "folder:" or not path.is_dir():
+    if name == "folder:" or not os.path.isdir(path):
         raise FieldError("dataset", name, "no such folder; give folder:PATH with images in it.")
     files, passed_over = _images(path)
     if not files:
@@ -109,7 +106,7 @@ def open_folder(name: str, *, split: str, transform: Transform, classnames: str 
     Raises UserError for a missing folder, one without class folders or images, and bad text files.
     """
     path = path_of(name.removeprefix("folder:"))
-    if name == "folder:" or not path.is_dir():
+    if name == "folder:" or not os.path.isdir(path):
         raise FieldError("dataset", name, "no such folder; give folder:PATH with one subfolder of images a class.")
     top = path / split if _subfolders(path / split) else path
     folders = _subfolders(top)
@@ -152,14 +149,28 @@ def open_folder(name: str, *, split: str, transform: Transform, classnames: str 
 
 
 def _subfolders(path: Path) -> list[str]:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return []
     above = _and_above(path)
     return sorted(
         entry.name
-        for entry in path.iterdir()
-        if entry.is_dir() and not _is_hidden(entry.name) and entry.resolve() not in above
+        for entry, is_folder in _entries(path)
+        if is_folder and not _is_hidden(entry.name) and entry.resolve() not in above
     )
+
+
+def _entries(folder: Path) -> list[tuple[Path, bool]]:
+    """What is in a folder, and whether it is one itself."""
+    try:
+        with os.scandir(folder) as found:
+            return [(Path(entry.path), os.path.isdir(entry)) for entry in found]
+    except OSError as err:
+        raise _unlisted(err) from err
+
+
+def _unlisted(err: OSError) -> UserError:
+    """Of a folder that cannot be listed: without it, the numbers would be those of other data."""
+    return UserError(f"{err.filename}: cannot be listed ({err.strerror}); make it readable, or take it out of the data")
 
 
 def _is_hidden(name: str) -> bool:
@@ -173,8 +184,8 @@ def _and_above(folder: Path) -> set[Path]:
 def _stray(top: Path) -> Iterator[str]:
     """What stands beside the class folders as if it were part of the data."""
     above = _and_above(top)
-    for entry in top.iterdir():
-        if entry.is_dir() and entry.resolve() in above:
+    for entry, is_folder in _entries(top):
+        if is_folder and entry.resolve() in above:
             yield _LINK
         elif entry.suffix.lower()[1:] in EXTENSIONS and not entry.name.startswith("."):
             yield "image outside of the class folders"
@@ -184,7 +195,12 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The images below, sorted, and how much of which kind is passed over."""
     found, passed_over = [], Counter[str]()
     above = {str(folder): _and_above(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    times = Counter[Path]()
+
+    def fail(err: OSError) -> None:
+        raise _unlisted(err) from err
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=fail):
         around = above.pop(parent)
         for name in list(folders):
             real = Path(parent, name).resolve()
@@ -193,6 +209,9 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
                 folders.remove(name)
             else:
                 above[os.path.join(parent, name)] = around | {real}
+                times[real] += 1
+                if times[real] > MOST_TIMES:  # folders that link to one another have more ways than can be walked
+                    raise UserError(f"{real}: {MOST_TIMES} links in {folder} lead to it; remove some")
         for file in files:
             ending = os.path.splitext(file)[1].lower()
             if file.startswith("."):
@@ -209,20 +228,12 @@ def _said(passed_over: Counter[str]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in sorted(passed_over.items(), key=lambda each: (-each[1], each[0])))
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = lines_of(read_text(file))
-    except (OSError, ValueError) as err:
-        raise UserError(f"{file}: cannot be read as UTF-8 text ({err}).") from err
-    return [line for line in lines if line]
-
-
 def _class_names(file: Path, folders: list[str]) -> tuple[list[str], list[int]]:
     """All class names, and which of them each folder has."""
     in_order = list(range(len(folders)))
     if not file.exists():
         return [folder.replace("_", " ") for folder in folders], in_order
-    lines = _lines(file)
+    lines = [line for line in read_lines(file) if line]
     if not any("\t" in line for line in lines):
         return lines, positions(folders, lines, str(file))
     names: dict[str, str] = {}
@@ -242,7 +253,7 @@ def _class_names(file: Path, folders: list[str]) -> tuple[list[str], list[int]]:
 def read_templates(file: Path) -> list[str]:
     if not file.exists():
         return list(GENERAL_TEMPLATES)
-    lines = _lines(file)
+    lines = [line for line in read_lines(file) if line]
     if not lines:
         raise UserError(f"{file}: is empty; give one template a line, such as {GENERAL_TEMPLATES[0]!r}.")
     return check_templates(lines, str(file))

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import utils as hub
 
 from anchorprune.datasets.images import one_line
-from anchorprune.datasets.remote import HUGGING_FACE, Files
+from anchorprune.datasets.remote import HUGGING_FACE, Files, check_inside
 from anchorprune.errors import FieldError
 from anchorprune.reading import path_of
 
@@ -46,6 +46,7 @@ class HubFiles(Files):
         return f"{HUGGING_FACE}{self._repo}/resolve/{self._revision}/{self._folder}{name}"
 
     def fetch(self, name: str) -> Path | None:
+        check_inside(name)
         file = self._folder + name
         try:
             if not self._asked:

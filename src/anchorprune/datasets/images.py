@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import io
-from typing import TYPE_CHECKING
-
-from anchorprune.datasets.sampling import BadImage
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
+
+
+MAX_PIXELS = 178_956_970  # of an image, decoded; where Pillow itself speaks of a decompression bomb
+MAX_RATIO = 500  # of its sides: one pixel high, it would be resized to a strip that no memory holds
 
 # The formats of photographs that Pillow reads. What it hands to other programs (PostScript to Ghostscript), or only
 # knows the header of, is none, whatever a file's name says; nor is what has no mark to be known by (TGA). An MPO file
@@ -21,8 +25,13 @@ EXTENSIONS = (
     *("jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "gif", "bmp", "ppm", "pgm", "pbm", "pnm", "qoi"),
 )
 
+_PLAIN = (512, 512)  # pixels of a picture that any transform can take
 _ORIENTATION = 0x0112  # of EXIF
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # of TIFF
+
+
+class BadImage(Exception):
+    """One image cannot be read; the message names its file (or tar and key) and the reason."""
 
 
 def decode(data: bytes, source: str, least: tuple[int, int] | None = None) -> Image:
@@ -35,12 +44,14 @@ def decode(data: bytes, source: str, least: tuple[int, int] | None = None) -> Im
     With `least`, a width and height, a JPEG may come at a half, a quarter or an eighth of its size, whichever is the
     smallest that is no smaller than that: its decoder then computes no more.
 
-    Raises BadImage where Pillow cannot read it, or it is in none of `FORMATS`.
+    Raises BadImage where Pillow cannot read it, it is in none of `FORMATS`, has more than `MAX_PIXELS`, or one side
+    that is more than `MAX_RATIO` times the other.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+        check_size(image)
         if least is not None:
             image.draft("RGB", least)
         if image.info.get("default_image"):  # of an animated PNG, for viewers that know none
@@ -57,6 +68,54 @@ def decode(data: bytes, source: str, least: tuple[int, int] | None = None) -> Im
         raise BadImage(f"{source}: {err}") from None
     except Exception as err:  # decoders raise anything: OSError, SyntaxError, ValueError, RuntimeError, struct.error …
         raise BadImage(f"{source}: {one_line(err)}") from err
+
+
+@contextmanager
+def photographs_only() -> Iterator[None]:
+    """Within, Pillow opens `FORMATS` only, whoever asks it: other packages' data sets name none."""
+    from PIL import Image
+
+    formats, before = list(_formats()), Image.ID
+    Image.ID = formats
+    try:
+        yield
+    finally:
+        Image.ID = before
+
+
+def check_size(image: Any) -> Any:
+    """The image itself; BadImage for one of Pillow's that is larger than `decode` takes."""
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        return image
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"has {width} × {height} pixels, more than are decoded ({MAX_PIXELS:,})")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise BadImage(f"has {width} × {height} pixels, one side more than {MAX_RATIO} times the other")
+    return image
+
+
+def transformed(transform: Callable[[Any], Any], image: Any, source: str) -> Any:
+    """`transform(image)`; BadImage where it fails on this image.
+
+    A transform that fails on a plain grey picture, too, is wrong itself: what it raised goes on.
+    """
+    try:
+        return transform(image)
+    except BadImage:
+        raise
+    except Exception as err:
+        from PIL import Image
+
+        if not isinstance(image, Image.Image):
+            raise
+        try:
+            transform(Image.new("RGB", _PLAIN, (128, 128, 128)))
+        except Exception:
+            raise err from None
+        raise BadImage(f"{source}: cannot be preprocessed ({one_line(err)})") from err
 
 
 @functools.cache

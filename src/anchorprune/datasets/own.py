@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anchorprune.datasets.base import KINDS, EvalDataset, Transform
+from anchorprune.datasets.images import transformed
 from anchorprune.datasets.prompts import GENERAL_TEMPLATES
 from anchorprune.errors import UserError, did_you_mean
 
@@ -42,7 +43,9 @@ class _Items:
         import torch
 
         image, target = self.samples[index]
-        return image if isinstance(image, torch.Tensor) else self.transform(image), target
+        if not isinstance(image, torch.Tensor):
+            image = transformed(self.transform, image, f"item {index}")
+        return image, target
 
 
 def as_eval_dataset(own: Any, name: str, transform: Transform, split: str = "test") -> EvalDataset:

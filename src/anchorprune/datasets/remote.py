@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
-from http.client import HTTPException
 from pathlib import Path
-from typing import IO
 
+from anchorprune.datasets.download import MAX_TAR, MAX_TEXT, folder_of, kept
 from anchorprune.datasets.images import one_line
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import read_text, replacing, user_cache
-from anchorprune.progress import as_told
+from anchorprune.files import read_text, user_cache
 from anchorprune.reading import path_of
 
-_TIMEOUT = 60  # seconds without a byte
-_CHUNK = 1 << 20  # bytes
 HUGGING_FACE = "https://huggingface.co/datasets/"
 
 
@@ -53,6 +46,13 @@ class Files(ABC):
             return read_text(path)
         except (OSError, ValueError) as err:
             raise UserError(f"{self.where(name)}: cannot be read as UTF-8 text ({one_line(err)}).") from err
+
+
+def check_inside(name: str) -> None:
+    """UserError for the name of a file that is not below its root, or could be taken for another's."""
+    if any(part in ("", ".", "..") for part in re.split(r"[/\\]", name)) or "\0" in name:
+        split = name.rpartition("/")[0]
+        raise FieldError("split", split, "is no name of a folder of the data set; give one without '..' and '//'")
 
 
 def is_url(address: str) -> bool:
@@ -92,70 +92,14 @@ class WebFiles(Files):
     def __init__(self, root: str, cache_dir: str | None) -> None:
         self.root = root
         self._url = root.rstrip("/")
-        # the hash keeps roots apart whose readable part is the same
-        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", self._url.split("://", 1)[1])[-60:].strip("-.")
-        mark = hashlib.blake2b(self._url.encode(), digest_size=4).hexdigest()
-        self._cache = path_of(cache_dir or user_cache() / "wds") / f"{slug}-{mark}"
+        self._cache = path_of(cache_dir or user_cache() / "wds") / folder_of(self._url)
 
     def where(self, name: str) -> str:
         return f"{self._url}/{name}"
 
     def fetch(self, name: str) -> Path | None:
-        path = self._cache / name
-        # An absent optional file is remembered, so that a cached data set needs no network.
-        absent = path.with_name(path.name + ".absent")
-        if path.is_file():
-            return path
-        if absent.exists():
-            return None
+        check_inside(name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found = download(self.where(name), path)
-            if not found and name.count("/") == 0:
-                absent.touch()
+            return kept(self.where(name), self._cache / name, MAX_TAR if name.endswith(".tar") else MAX_TEXT)
         except OSError as err:
             raise FieldError("wds_cache_dir", self._cache, f"cannot be written ({one_line(err)}).") from err
-        return path if found else None
-
-
-def download(url: str, path: Path) -> bool:
-    """Puts what `url` gives at `path`, whole or not at all; False where the server says 404.
-
-    Raises UserError, naming the URL, for every other failure to get it, and OSError for one to write it.
-    """
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "anchorprune"})
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as err:
-        err.close()
-        if err.code == 404:
-            return False
-        raise UserError(f"{url}: the server answered {err.code} {err.reason}; check the address.") from err
-    except (OSError, HTTPException, ValueError) as err:
-        raise _failed(url, one_line(err)) from err
-    length = answer.headers.get("Content-Length")
-    total = int(length) if length else None
-    with replacing(path) as unfinished:
-        with (
-            answer,
-            unfinished.open("wb") as out,
-            as_told().of(path.name, total, unit="byte", leave=False) as told,
-        ):
-            while chunk := _read(answer, url):
-                out.write(chunk)
-                told.update(len(chunk))
-            size = out.tell()
-        if total is not None and size != total:  # urllib reports no connection that ends early
-            raise _failed(url, f"the connection ended after {size} of {total} bytes")
-    return True
-
-
-def _read(answer: IO[bytes], url: str) -> bytes:
-    try:
-        return answer.read(_CHUNK)
-    except (OSError, HTTPException) as err:
-        raise _failed(url, one_line(err)) from err
-
-
-def _failed(url: str, reason: str) -> UserError:
-    return UserError(f"{url}: could not be downloaded ({reason}); check the address and the network.")

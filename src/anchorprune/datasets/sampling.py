@@ -8,8 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anchorprune.datasets.workers import in_batches
+from anchorprune.datasets.images import BadImage
+from anchorprune.datasets.shared_memory import Carried
+from anchorprune.datasets.workers import PATIENCE, in_batches
 from anchorprune.errors import FieldError
+
+__all__ = ["BadImage", "Batch", "choose", "loader"]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,12 +21,8 @@ if TYPE_CHECKING:
     from anchorprune.datasets.base import EvalDataset
 
 
-class BadImage(Exception):
-    """One image cannot be read; the message names its file (or tar and key) and the reason."""
-
-
 @dataclass
-class Batch:
+class Batch(Carried):
     """Some consecutive samples, bad ones taken out.
 
     Attributes:
@@ -66,8 +66,8 @@ def choose(keys: Sequence[str], limit: int | None, seed: int) -> list[int]:
 class _Chosen:
     """The chosen samples of a data set, as the DataLoader sees them: a bad image is a value, not an error."""
 
-    def __init__(self, dataset: EvalDataset, indices: Sequence[int]) -> None:
-        self.items, self.kind = dataset.items, dataset.kind
+    def __init__(self, dataset: EvalDataset, indices: Sequence[int], room: int | None = None) -> None:
+        self.items, self.kind, self.room = dataset.items, dataset.kind, room
         self.indices = list(indices)
         # only the chosen keys: workers may get a pickled copy
         self.keys = [dataset.keys[index] for index in self.indices]
@@ -103,7 +103,9 @@ class _Chosen:
         else:
             targets = torch.tensor([int(target) for _, _, target in good], dtype=torch.long)
         indices = torch.tensor([self.indices[i] for i, _, _ in good], dtype=torch.long)
-        return Batch(images, targets, indices, [self.keys[i] for i, _, _ in good], bad)
+        batch = Batch(images, targets, indices, [self.keys[i] for i, _, _ in good], bad)
+        batch.carry(self.room)
+        return batch
 
 
 def _of_a_decoder(err: BaseException) -> bool:
@@ -126,4 +128,4 @@ def loader(dataset: EvalDataset, indices: Sequence[int], *, batch_size: int, num
         raise FieldError("num_workers", num_workers, "give 0 (no worker processes) or more.")
     chosen = _Chosen(dataset, indices)
     batches = [range(len(chosen))[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-    return in_batches(chosen, batches, num_workers=min(num_workers, len(batches)))
+    return in_batches(chosen, batches, num_workers=min(num_workers, len(batches)), patience=PATIENCE + 2 * batch_size)

@@ -27,6 +27,7 @@ from anchorprune.datasets.export import (
     write_tars,
     write_texts,
 )
+from anchorprune.datasets.remote import check_inside
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.datasets.wds import open_wds
 from anchorprune.datasets.zoo import build_upstream, class_names
@@ -73,9 +74,12 @@ class Streams(Source):
 
 def _copy_of(spec: DataSpec) -> Path:
     """The folder in the cache. The language is that of the class names, the root where TensorFlow keeps its files."""
-    mark = hashlib.blake2b(f"{os.path.realpath(spec.root)}\0{spec.language}".encode(), digest_size=4).hexdigest()
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", spec.name)
-    return path_of(spec.cache_dir or user_cache() / "wds") / f"{slug}-{mark}"
+    check_inside(spec.split)
+    mark = hashlib.sha256(
+        f"{os.path.realpath(spec.root)}\0{spec.language}\0{spec.name}".encode("utf-8", "surrogateescape")
+    )
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", spec.name)[:60]
+    return path_of(spec.cache_dir or user_cache() / "wds") / f"{slug}-{mark.hexdigest()}"
 
 
 def _is_copied(root: Path, spec: DataSpec) -> bool:

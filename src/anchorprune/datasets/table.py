@@ -17,10 +17,11 @@ from anchorprune.datasets.base import MOST_CLASSES, DataSpec, EvalDataset, Sourc
 from anchorprune.datasets.encoded import EncodedItems
 from anchorprune.datasets.folder import read_templates
 from anchorprune.datasets.images import one_line
+from anchorprune.datasets.reading import MAX_BYTES, read_file, read_lines
 from anchorprune.datasets.rows import ParquetBytes, ParquetTable, Table, open_table
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
-from anchorprune.files import fingerprint, lines_of, read_text
+from anchorprune.files import fingerprint
 from anchorprune.reading import exists, path_of, whole_number
 
 # What columns are usually called; several of one row in a table are ambiguous.
@@ -62,12 +63,14 @@ class TableItems(EncodedItems):
         image = self.images[index]
         try:
             if isinstance(image, str):
-                return Path(image).read_bytes()
+                return read_file(image)
             data = self.within[image[0]][image[1]]
         except (OSError, ValueError) as err:  # a UserError too: what is damaged is these rows
             raise BadImage(f"{self.source(index)}: {one_line(err)}") from err
         if not data:
             raise BadImage(f"{self.source(index)}: holds no bytes")
+        if len(data) > MAX_BYTES:
+            raise BadImage(f"{self.source(index)}: has {len(data):,} bytes, more than are read ({MAX_BYTES:,})")
         return data
 
     def target(self, index: int) -> Any:
@@ -403,11 +406,7 @@ def _given_names(spec: DataSpec, folder: Path, table: Table, column: str) -> lis
         return prompts.custom_classes(spec.classnames, spec.name)
     file = folder / "classnames.txt"
     if file.exists():
-        try:
-            lines = [line for line in lines_of(read_text(file)) if line]
-        except (OSError, ValueError) as err:
-            raise UserError(f"{file}: cannot be read as UTF-8 text ({one_line(err)})") from err
-        return lines
+        return [line for line in read_lines(file) if line]
     return table.class_names.get(column) if isinstance(table, ParquetTable) else None
 
 

@@ -16,6 +16,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -23,6 +24,7 @@ from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.encoded import EncodedItems
 from anchorprune.datasets.images import one_line
 from anchorprune.datasets.prompts import check_templates
+from anchorprune.datasets.reading import MAX_TEXT, read_file
 from anchorprune.datasets.remote import Files, files_at, is_url
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
@@ -42,6 +44,8 @@ _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
 _BLOCK = tarfile.BLOCKSIZE
 MOST_TARS = 10_000_000
+_MOST_HEADER = 1 << 18  # bytes of what tarfile reads at once: names, and what archivers add to them
+_MOST_BLOCKS = 64  # that it reads for one member
 
 Span = tuple[int, int]  # offset and size in the tar, bytes
 
@@ -72,11 +76,9 @@ class WdsItems(EncodedItems):
         try:
             # Opened each time: some 20 µs beside milliseconds of decoding, and no handle that forked workers could
             # share and seek under each other.
-            with self.tars[shard].open("rb") as file:
-                file.seek(offset)
-                return file.read(size)
-        except OSError as err:
-            raise BadImage(f"{self.source(index)}: {one_line(err)}") from err
+            return read_file(self.tars[shard], offset, size)
+        except BadImage as err:
+            raise BadImage(f"{self.source(index)}: {str(err).removeprefix(f'{self.tars[shard]}: ')}") from err
 
     def target(self, index: int) -> Any:
         return self.targets[index]
@@ -202,27 +204,25 @@ def _scan(tar: Path, label: str, kind: str) -> Iterator[tuple[str, Span, Any]]:
 
     Raises UserError, naming the tar (and key), where it is damaged or a sample lacks its image or label.
     """
-    try:
-        with tar.open("rb") as file:
-            for key, parts in _groups(_members(tar, file), tar):
-                image = next((parts[ext] for ext in EXTENSIONS if ext in parts), None)
-                wanted = _TARGETS[kind]
-                _refuse_dotted(tar, key, parts, wanted)
-                if image is None and wanted not in parts:
-                    continue  # a README, say
-                if image is None or wanted not in parts:
-                    lacks = f"label (.{wanted})" if image else f"image (.{', .'.join(EXTENSIONS)})"
-                    other = next((type for type, own in KINDS.items() if _TARGETS[own] in parts and image), None)
-                    hint = f"; for .{_TARGETS[KINDS[other]]} dataset_type.txt must say {other}" if other else ""
-                    raise UserError(f"{tar}: sample {key!r} has no {lacks}, only .{', .'.join(parts)}{hint}.")
-                # reading in between is safe: tarfile seeks before each header
-                file.seek(parts[wanted][0])
-                data = file.read(parts[wanted][1])
-                yield key, image, _READ[kind](data, f"{tar}: sample {key!r}")
-    except (tarfile.TarError, OSError, EOFError) as err:
-        raise UserError(
-            f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); export or download it again."
-        ) from err
+    with _reading(tar), tar.open("rb") as file:
+        for key, parts in _groups(_members(tar, file), tar):
+            image = next((parts[ext] for ext in EXTENSIONS if ext in parts), None)
+            wanted = _TARGETS[kind]
+            _refuse_dotted(tar, key, parts, wanted)
+            if image is None and wanted not in parts:
+                continue  # a README, say
+            if image is None or wanted not in parts:
+                lacks = f"label (.{wanted})" if image else f"image (.{', .'.join(EXTENSIONS)})"
+                other = next((type for type, own in KINDS.items() if _TARGETS[own] in parts and image), None)
+                hint = f"; for .{_TARGETS[KINDS[other]]} dataset_type.txt must say {other}" if other else ""
+                raise UserError(f"{tar}: sample {key!r} has no {lacks}, only .{', .'.join(parts)}{hint}.")
+            offset, size = parts[wanted]
+            if size > MAX_TEXT:
+                raise UserError(f"{tar}: sample {key!r} has {size:,} bytes of .{wanted}, which is no label.")
+            # reading in between is safe: tarfile seeks before each header
+            file.seek(offset)
+            data = file.read(size)
+            yield key, image, _READ[kind](data, f"{tar}: sample {key!r}")
 
 
 def samples(tar: Path) -> Iterator[tuple[str, dict[str, Span]]]:
@@ -230,27 +230,59 @@ def samples(tar: Path) -> Iterator[tuple[str, dict[str, Span]]]:
 
     Raises UserError, naming the tar, where it is damaged or has something twice: after the samples before that.
     """
-    try:
-        with tar.open("rb") as file:
-            yield from _groups(_members(tar, file), tar)
-    except (tarfile.TarError, OSError, EOFError) as err:
-        raise UserError(
-            f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); export or download it again."
-        ) from err
+    with _reading(tar), tar.open("rb") as file:
+        yield from _groups(_members(tar, file), tar)
 
 
 def last_key(tar: Path) -> str:
     """The key of the last sample of a tar. Raises UserError where it is damaged or has none."""
     key = None
-    try:
-        with tar.open("rb") as file:
-            for key, _ in _groups(_members(tar, file), tar):  # noqa: B007  (the last one is what is asked for)
-                pass
-    except (tarfile.TarError, OSError, EOFError) as err:
-        raise UserError(f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); remove it") from err
+    with _reading(tar, "remove it"), tar.open("rb") as file:
+        for key, _ in _groups(_members(tar, file), tar):  # noqa: B007  (the last one is what is asked for)
+            pass
     if key is None:
         raise UserError(f"{tar}: holds no sample; remove it")
     return key
+
+
+@contextmanager
+def _reading(tar: Path, fix: str = "export or download it again.") -> Iterator[None]:
+    """UserError for whatever the bytes of a tar bring tarfile to raise."""
+    try:
+        yield
+    except (UserError, MemoryError, GeneratorExit):
+        raise
+    except Exception as err:
+        raise UserError(f"{tar}: is not a readable, uncompressed tar ({one_line(err)}); {fix}") from err
+
+
+class _Headers:
+    """A tar as tarfile reads it: a bounded number of short blocks a member, and never behind where it is.
+
+    Headers may ask for gigabytes, for sizes below zero, which lead back, and for one more header without end.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._left, self._at = file, _MOST_BLOCKS, 0
+
+    def next_member(self) -> None:
+        self._left = _MOST_BLOCKS
+
+    def read(self, size: int) -> bytes:
+        self._left -= 1
+        if not 0 <= size <= _MOST_HEADER or self._left < 0:
+            raise tarfile.ReadError("a header without end")
+        data = self._file.read(size)
+        self._at = max(self._at, self._file.tell())
+        return data
+
+    def seek(self, offset: int) -> None:
+        if offset < self._at - 1:  # tarfile looks at the last byte before the next header
+            raise tarfile.ReadError("a header that leads back")
+        self._file.seek(offset)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def _refuse_dotted(tar: Path, key: str, parts: dict[str, Span], wanted: str) -> None:
@@ -269,12 +301,20 @@ def _refuse_dotted(tar: Path, key: str, parts: dict[str, Span], wanted: str) -> 
 
 
 def _members(tar: Path, file: IO[bytes]) -> Iterator[tuple[str, Span]]:
-    """(name, span) of the regular files in an uncompressed tar."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    """(name, span) of the regular files in an uncompressed tar; links and devices are none. Nothing is extracted."""
+    headers, length = _Headers(file), os.fstat(file.fileno()).st_size
+    with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            archive.members.clear()  # it would keep every header
+            headers.next_member()
+            if member.issparse():
+                raise tarfile.ReadError(f"{member.name!r} is sparse, which no image is")
             if member.isreg():
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name!r} has a size below zero")
                 yield member.name, (member.offset_data, member.size)
+                if member.size > length - member.offset_data:  # what came before is whole by now
+                    raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes, which are not there")
         # tarfile takes a damaged header, or a file that stops between members, for the end of the archive
         file.seek(archive.offset)
         if file.read(_BLOCK) != bytes(_BLOCK):
@@ -283,7 +323,7 @@ def _members(tar: Path, file: IO[bytes]) -> Iterator[tuple[str, Span]]:
 
 def _groups(members: Iterator[tuple[str, Span]], tar: Path) -> Iterator[tuple[str, dict[str, Span]]]:
     """(key, extension → span) of each run of members with the same key, as webdataset groups them."""
-    current, parts = None, dict[str, Span]()
+    current, parts, seen = None, dict[str, Span](), set[str]()
     for name, span in members:
         match = _MEMBER.fullmatch(name)
         if match is None or _META.match(name):
@@ -292,6 +332,9 @@ def _groups(members: Iterator[tuple[str, Span]], tar: Path) -> Iterator[tuple[st
         if key != current:
             if current is not None:
                 yield current, parts
+            if key in seen:
+                raise UserError(f"{tar}: sample {key!r} is there twice, apart from one another; remove one.")
+            seen.add(key)
             current, parts = key, {}
         if extension in parts:
             raise UserError(f"{tar}: sample {key!r} has .{extension} twice; remove one.")

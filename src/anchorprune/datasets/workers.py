@@ -9,8 +9,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from anchorprune.datasets.images import one_line
+from anchorprune.datasets.shared_memory import MEMORY, SHARED, Carried, room
 from anchorprune.errors import FieldError, FieldWarning
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 # What torch says of a worker that is gone, and of its own thread that could not fetch what such a one had sent.
 _GONE = re.compile(r"DataLoader worker \(pid|Pin memory thread exited unexpectedly")
 _MOST = 8  # images in a row with which the process dies that reads them alone: it is not the images then
+PATIENCE = 600.0  # seconds that a batch may take
 KILLED = "the process that read it was killed, or ran out of memory"
 
 _SAID = (
@@ -26,6 +30,11 @@ _SAID = (
     "Fewer {} take less memory"
 )
 _WHATEVER = "the processes that read images are killed whatever they read; free some memory, or try 0"
+
+_PIPES = (
+    f"shared memory ({SHARED}) is small for {{}} worker processes: images come through pipes, more slowly; {MEMORY} or "
+    "fewer workers"
+)
 
 _Start = Callable[["DataLoader[Any]"], Iterator[Any]]
 
@@ -44,15 +53,25 @@ class Readable(Protocol):
 
 
 def in_batches(
-    source: Readable, batches: Iterable[Sequence[int]], *, num_workers: int, pin_memory: bool = False
+    source: Readable,
+    batches: Iterable[Sequence[int]],
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    patience: float = PATIENCE,
 ) -> Iterator[Any]:
     """What `source` makes of each of `batches`, in order; each worker is two batches ahead at most.
 
     Where a worker dies, the batches that were on their way are read again, one sample at a time, by a worker for them
-    alone; a sample with which that one dies too is `lost`.
+    alone; a sample with which that one dies too is `lost`. Batches that are `Carried` come through pipes where shared
+    memory is too small for them.
+
+    Args:
+        patience: seconds to wait for a batch of the workers.
 
     Raises:
-        UserError: whatever is read, the process dies.
+        UserError: whatever is read, the process dies; workers cannot be started, find no shared memory, or give nothing
+            for so long.
     """
     todo = iter(batches)
     out: deque[list[int]] = deque()  # in the workers' hands
@@ -64,15 +83,22 @@ def in_batches(
 
     dead: list[int] = []  # the last samples, with which one process after the other died
     warned = False
+    said = False
+    collate = partial(_collated, source, room(num_workers) if num_workers else None)
+    options = {"timeout": patience if num_workers else 0, "pin_memory": pin_memory, "collate_fn": collate}
     with _without_alarm() as started:
         while True:
             try:
-                loader = _loader(source, dealt(), num_workers, pin_memory=pin_memory, collate_fn=source.collate)
-                for batch in started(loader):
+                for batch in started(_loader(source, dealt(), num_workers, **options)):
                     out.popleft()
+                    if getattr(batch, "by_value", False) and not said:
+                        said = True
+                        warnings.warn(_PIPES.format(num_workers), stacklevel=2)
                     yield batch
                 return
             except RuntimeError as error:
+                if (refused := _refused(str(error), num_workers, patience)) is not None:
+                    raise refused from error
                 if not _GONE.match(str(error)):
                     raise
             if not warned:
@@ -84,6 +110,27 @@ def in_batches(
                     raise FieldError("num_workers", num_workers, _WHATEVER)
                 out.popleft()
                 yield batch.pin_memory() if pin_memory else batch
+
+
+def _collated(source: Readable, room: int | None, samples: list[Any]) -> Any:
+    batch = source.collate(samples)
+    if isinstance(batch, Carried):
+        batch.carry(room)
+    return batch
+
+
+def _refused(said: str, num_workers: int, patience: float) -> FieldError | None:
+    """What torch, which tells them apart by their texts alone, says of its workers; None for anything else."""
+    if "timed out after" in said:
+        what = f"none has given a batch in {patience:g} s"
+    elif "Bus error" in said or "shared memory" in said:
+        what = f"one has found no shared memory ({SHARED})"
+    elif said.startswith("cannot be started"):
+        what = f"they {said}"
+    else:
+        return None
+    fix = f"of the worker processes {what}: {MEMORY}, or decode images in the main process: 0"
+    return FieldError("num_workers", num_workers, fix)
 
 
 def _one_by_one(source: Readable, rows: Sequence[int], started: _Start, dead: list[int]) -> Iterator[Any]:
@@ -144,7 +191,10 @@ def _without_alarm() -> Iterator[_Start]:
 
     def started(loader: DataLoader[Any]) -> Iterator[Any]:
         nonlocal before
-        batches = iter(loader)  # sets torch's handler, where it is the first of the process
+        try:
+            batches = iter(loader)  # sets torch's handler, where it is the first of the process
+        except OSError as error:  # locks are files in shared memory
+            raise RuntimeError(f"cannot be started ({one_line(error)})") from error
         if loader.num_workers and _may_set_handlers():
             was = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             before = was if before is None else before

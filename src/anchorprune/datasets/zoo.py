@@ -18,11 +18,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from anchorprune.datasets import prompts
 from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
-from anchorprune.datasets.images import one_line
+from anchorprune.datasets.images import check_size, one_line, photographs_only
 from anchorprune.datasets.names import CHOICES, RETRIEVAL, default_task, known_names
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.errors import FieldError, UserError, did_you_mean
@@ -56,7 +56,8 @@ class ZooItems:
         from PIL.Image import DecompressionBombError
 
         try:
-            image, target = self.dataset[index]
+            with photographs_only():
+                image, target = self.dataset[index]
         except (OSError, SyntaxError, DecompressionBombError) as err:
             raise BadImage(f"item {index}: {one_line(err)}") from err
         if self.kind == "labels":
@@ -160,7 +161,7 @@ def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
             return builder.build_dataset(
                 dataset_name=name,
                 root=spec.root,
-                transform=copy.deepcopy(transform),  # imagenet-w inserts a step into it
+                transform=_checked(transform),
                 split=split,
                 download=True,
                 annotation_file=spec.annotation_file,
@@ -174,6 +175,23 @@ def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
         if problem is None:
             raise
         raise problem from err
+
+
+def _checked(transform: Transform) -> Transform:
+    """A copy, since imagenet-w inserts a step into it; images that are too large are bad before its first step."""
+    copied: Any = copy.deepcopy(transform)
+    if hasattr(copied, "transforms"):
+        copied.transforms.insert(0, check_size)
+        return cast(Transform, copied)
+    return _Checked(copied)
+
+
+class _Checked:
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Any) -> Any:
+        return self.transform(check_size(image))
 
 
 def _plain_copy(flag: str, file: str | None, folder: str) -> str | None:

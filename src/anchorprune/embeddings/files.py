@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from anchorprune.datasets.folder import MOST_TIMES
 from anchorprune.datasets.images import EXTENSIONS, one_line
-from anchorprune.embeddings.listing import Listing, beside, read_file
+from anchorprune.datasets.reading import read_file
+from anchorprune.embeddings.listing import Listing, beside
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError
 
@@ -45,10 +48,12 @@ def in_folder(folder: str) -> Files:
     Raises:
         FieldError: a folder that cannot be listed.
     """
-    return Files(folder, Strings(_below(folder, "", frozenset())))
+    return Files(folder, Strings(_below(folder, "", frozenset(), Counter())))
 
 
-def _below(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def _below(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]], times: Counter[tuple[int, int]]
+) -> Iterator[str]:
     try:
         status = os.stat(folder)
         with os.scandir(folder) as found:
@@ -57,9 +62,12 @@ def _below(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
         raise FieldError("input", folder, f"cannot be listed ({one_line(error)})") from error
     if (here := (status.st_dev, status.st_ino)) in above:
         return  # a link to a folder that it lies in
+    times[here] += 1
+    if times[here] > MOST_TIMES:  # folders that link to one another have more ways than can be walked
+        raise FieldError("input", folder, f"is come to by more than {MOST_TIMES} links; remove some")
     for entry in entries:
         if _is_folder(entry):
-            yield from _below(entry.path, f"{prefix}{entry.name}/", above | {here})
+            yield from _below(entry.path, f"{prefix}{entry.name}/", above | {here}, times)
         elif os.path.splitext(entry.name)[1].lower()[1:] in EXTENSIONS:
             yield prefix + entry.name
 

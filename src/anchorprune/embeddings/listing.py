@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,8 +15,6 @@ from anchorprune.datasets.sampling import BadImage
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError
 from anchorprune.reading import json_of
-
-MAX_BYTES = 1 << 29  # of a file or member; a photograph of 179 million pixels, Pillow's own limit, takes less
 
 
 class Listing(ABC):
@@ -51,29 +48,6 @@ class Listing(ABC):
         import pyarrow as pa
 
         return {name: pa.string() for name in names}
-
-
-def read_file(path: str, offset: int = 0, size: int | None = None) -> bytes:
-    """A file's bytes, or `size` of them from `offset` on.
-
-    Raises:
-        BadImage: it cannot be read, is larger than any image, or is no regular file: opening a FIFO would wait for
-            ever, and a device never ends.
-    """
-    try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage(f"{path}: is not a regular file")
-            if (length := status.st_size if size is None else size) > MAX_BYTES:
-                raise BadImage(f"{path}: has {length:,} bytes, more than an image can have ({MAX_BYTES:,})")
-            file.seek(offset)
-            data = file.read(length)
-    except (OSError, ValueError) as err:  # ValueError: a null byte in a path
-        raise BadImage(f"{path}: {one_line(err)}") from err
-    if len(data) < length:
-        raise BadImage(f"{path}: ends after {len(data)} of {length} bytes")
-    return data
 
 
 def labels(files: Sequence[str]) -> list[str]:

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from anchorprune.datasets.images import decode, one_line
+from anchorprune.datasets.images import decode, transformed
 from anchorprune.datasets.sampling import BadImage
+from anchorprune.datasets.shared_memory import Carried
 from anchorprune.embeddings.listing import Listing
 
 SECONDS = 120.0  # that one image may take; a photograph takes less than one
 
+LONGEST = 1800.0  # seconds without a batch of any worker
+
 
 @dataclass
-class Loaded:
+class Loaded(Carried):
     """A batch of images, those that cannot be read taken out.
 
     Attributes:
@@ -112,11 +115,8 @@ class Reader:
             raise BadImage(f"{self.listing.ids[row]}: has no text {self.needed!r}")
         start = time.perf_counter()
         try:
-            return self.transform(decode(data, self.listing.ids[row], self.least)), values
-        except BadImage:
-            raise
-        except Exception as error:  # of the transform, for an image of 1 × 60,000 pixels, say
-            raise BadImage(f"{self.listing.ids[row]}: {one_line(error)}") from error
+            image = decode(data, self.listing.ids[row], self.least)
+            return transformed(self.transform, image, self.listing.ids[row]), values
         finally:
             batch.decoding += time.perf_counter() - start
 

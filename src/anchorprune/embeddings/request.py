@@ -106,7 +106,7 @@ class EncodeRequest:
         return {
             "version": VERSION,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()},
-            "model": dataclasses.asdict(self.model),
+            "model": self.model.as_dict(),
             "pruning": self.pruning.as_dict() if self.pruning else None,
             "compute": dataclasses.asdict(self.compute),
         }

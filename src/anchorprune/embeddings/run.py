@@ -21,14 +21,15 @@ from anchorprune.datasets.workers import in_batches
 from anchorprune.embeddings.fidelity import fidelity
 from anchorprune.embeddings.inputs import files_of, open_input
 from anchorprune.embeddings.listing import Listing
-from anchorprune.embeddings.loading import Loaded, Reader, shown
+from anchorprune.embeddings.loading import LONGEST, Loaded, Reader, shown
 from anchorprune.embeddings.request import FOLDERS, EncodeRequest
 from anchorprune.embeddings.tower import Encoded, PrunedTower
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.inputs import model_reads
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import StrPath, output_folder, real_path
-from anchorprune.models import library, load
+from anchorprune.models import check as check_model
+from anchorprune.models import load
 from anchorprune.models.base import LoadedModel
 from anchorprune.outputs import Read, check_names
 from anchorprune.progress import QUIET, Reporting, telling
@@ -81,7 +82,7 @@ def encode(
         raise FieldError("check", check, "nothing is pruned here, so that there is nothing to compare; leave it out")
     if model is None:
         spec = request.model
-        library(spec.library).check(spec.name, spec.pretrained, spec.cache_dir)
+        check_model(spec)
     runtime = Runtime.of(request.compute)
     from anchorprune.embeddings.store import Store  # which imports pyarrow
 
@@ -306,7 +307,8 @@ class _Job:
         needed = None if images_only else self.request.texts
         reader = Reader(self.listing, tower.transform, columns, needed, tower.least)
         pin = tower.runtime.device.type == "cuda"
-        return in_batches(reader, batches, num_workers=self.request.compute.num_workers, pin_memory=pin)
+        workers = self.request.compute.num_workers
+        return in_batches(reader, batches, num_workers=workers, pin_memory=pin, patience=LONGEST)
 
     def _allow(self, failed: int, total: int, latest: tuple[int, str, str]) -> None:
         """UserError where the request does not allow so many failures."""

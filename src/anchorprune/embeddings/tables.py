@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from anchorprune.datasets.images import one_line
+from anchorprune.datasets.reading import MAX_BYTES, read_file
 from anchorprune.datasets.rows import ParquetBytes, ParquetTable, Row, Table, open_table
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.datasets.table import USUAL
-from anchorprune.embeddings.listing import MAX_BYTES, Listing, labels, read_file
+from anchorprune.embeddings.listing import Listing, labels
 from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError, UserError, did_you_mean

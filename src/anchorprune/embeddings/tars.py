@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorprune.datasets.remote import download, is_url
+from anchorprune.datasets.download import MAX_TAR, folder_of, kept
+from anchorprune.datasets.reading import read_file
+from anchorprune.datasets.remote import is_url
 from anchorprune.datasets.sampling import BadImage
 from anchorprune.datasets.wds import EXTENSIONS, samples
-from anchorprune.embeddings.listing import Listing, beside, labels, read_file
+from anchorprune.embeddings.listing import Listing, beside, labels
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import user_cache
@@ -86,14 +88,10 @@ def open_tars(tars: Sequence[str], names: Sequence[str], cache_dir: str | None) 
 
 
 def _local(url: str, folder: str) -> str:
-    from hashlib import blake2b
-
-    name = url.partition("?")[0].rpartition("/")[2]
-    path = Path(folder) / f"{blake2b(url.encode(), digest_size=8).hexdigest()}-{name}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() and not download(url, path):
-            raise FieldError("input", url, "the server has no such file")
+        path = kept(url, Path(folder) / folder_of(url), MAX_TAR)
     except OSError as error:
         raise FieldError("cache_dir", folder, f"cannot be written ({error.strerror or error})") from error
+    if path is None:
+        raise FieldError("input", url, "the server has no such file")
     return str(path)

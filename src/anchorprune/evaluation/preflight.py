@@ -11,7 +11,8 @@ from anchorprune.datasets import check_dataset
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.models import has_text_tower, library, skeleton
+from anchorprune.models import check as check_model
+from anchorprune.models import has_text_tower, skeleton
 from anchorprune.models.base import ModelSpec
 from anchorprune.models.languages import nllb_code
 from anchorprune.pruning.budget import solve
@@ -44,7 +45,7 @@ def check(requests: Sequence[Request], *, attention: bool = False, here: bool = 
                 with split_of(field, split):
                     check_dataset(dataclasses.replace(data, split=split), task.name)
     for model in dict.fromkeys(request.model for request in requests):
-        library(model.library).check(model.name, model.pretrained, model.cache_dir)
+        check_model(model)
         for request in requests:
             if request.model == model and request.task.needs_text_tower and not has_text_tower(model):
                 said = f"has no text tower, which {request.task.name} needs;"

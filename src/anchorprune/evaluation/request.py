@@ -98,7 +98,7 @@ class Request:
         """As JSON holds it; `from_dict` reads it."""
         return {
             "version": VERSION,
-            "model": dataclasses.asdict(self.model),
+            "model": self.model.as_dict(),
             "data": dataclasses.asdict(self.data),
             "task": self.task.as_dict(),
             "pruning": self.pruning.as_dict() if self.pruning else None,
@@ -180,6 +180,8 @@ class Request:
             # All that is in a model's folder: weights, configuration, words, what it does to images.
             own = sorted(p for p in Path(folder).glob("*") if p.is_file()) if os.path.isdir(folder) else []
             config |= {"model_type": model.library, "files": [[p.name, content(str(p))] for p in own]}
+        if model.trust_remote_code:
+            config["trust_remote_code"] = True
         return config_hash(config)
 
     @property
@@ -225,6 +227,8 @@ class Request:
         for name, (value, default) in given.items():
             if value != default:
                 words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+        if model.trust_remote_code:
+            words.append("--trust_remote_code")
         if data.skip_bad_images:
             words.append("--skip_bad_images")
         if compute.skip_load:

@@ -1,6 +1,6 @@
 """Whole CLIP-like models by their names: each file of this folder knows one library's way to find and load them.
 
-A file has `check(model, pretrained, cache_dir)`, which raises UserError for what can be known to be wrong before
+A file has `check(model, pretrained, cache_dir, trust)`, which raises UserError for what can be known to be wrong before
 anything is loaded; `skeleton(model)`, the model without weights or None; `has_text_tower(model)` of one that was
 checked; and `load(…) -> LoadedModel`.
 """
@@ -28,6 +28,11 @@ def library(model_type: str) -> Any:
     if model_type not in LIBRARIES:
         raise FieldError("model_type", model_type, f"choose one of {', '.join(LIBRARIES)}")
     return importlib.import_module(f"{__name__}.{LIBRARIES[model_type]}")
+
+
+def check(spec: ModelSpec) -> None:
+    """Raise UserError for what can be known to be wrong with a model before anything is loaded."""
+    library(spec.library).check(spec.name, spec.pretrained, spec.cache_dir, spec.trust_remote_code)
 
 
 def has_text_tower(spec: ModelSpec) -> bool:
@@ -65,7 +70,12 @@ def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         loaded: LoadedModel = library(spec.library).load(
-            spec.name, spec.pretrained, cache_dir=spec.cache_dir, device=device, precision=precision
+            spec.name,
+            spec.pretrained,
+            cache_dir=spec.cache_dir,
+            device=device,
+            precision=precision,
+            trust=spec.trust_remote_code,
         )
     loaded.spec = spec
     if found := not_finite(loaded.model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,21 @@ class ModelSpec:
         pretrained: a tag of its weights, or a checkpoint file; empty: random ones, or those that the name stands for.
         library: `open_clip`, `hf` (transformers) or `timm`.
         cache_dir: where downloaded weights are kept; None: where the library keeps them.
+        trust_remote_code: whether Python code that lies beside the weights is run.
     """
 
     name: str
     pretrained: str = ""
     library: str = "open_clip"
     cache_dir: str | None = None
+    trust_remote_code: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it: trust is mentioned where it is given."""
+        content = dataclasses.asdict(self)
+        if not self.trust_remote_code:
+            del content["trust_remote_code"]
+        return content
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from anchorprune.errors import FieldError
+from anchorprune.models.torchscript import state_of
 
 # Where training code keeps the weights in a larger checkpoint.
 _NESTED = ("state_dict", "model", "module")
@@ -68,9 +68,7 @@ def _read(path: str) -> tuple[dict[str, Any] | None, bool]:
 
             return load_file(path), False
         if is_torchscript(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that torch.jit is deprecated
-                state = torch.jit.load(path, map_location="cpu").state_dict()
+            state = state_of(path)
             # OpenAI's own archives hold the sizes of the model as buffers; traced ones what is not saved otherwise.
             others = ("input_resolution", "context_length", "vocab_size", "attn_mask")
             return {name: tensor for name, tensor in state.items() if name not in others}, True

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.models.base import LoadedModel
+from anchorprune.models.foreign import no_foreign_code, refused, wants_code
 
 WITH_TEXTS = ("clip", "chinese_clip", "siglip")
 CHINESE_LENGTH = 52  # tokens that Chinese CLIP was trained with; its BERT could take more
@@ -96,24 +97,25 @@ def _pooled(output: Any) -> Tensor:
     return features
 
 
-def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
+def check(model: str, pretrained: str, cache_dir: str | None = None, trust: bool = False) -> None:
     """Raise UserError unless `model` is a folder or a hub's model that transformers has an image tower for.
 
     `pretrained` has no meaning: these models come with their weights.
     """
-    _configs[model] = _config(model, cache_dir)
+    _configs[model] = _config(model, cache_dir, trust), trust
 
 
-_configs: dict[str, Any] = {}  # of what was checked, by name
+_configs: dict[str, tuple[Any, bool]] = {}  # of what was checked, by name, and whether its code is trusted
 
 
-def _config(model: str, cache_dir: str | None) -> Any:
+def _config(model: str, cache_dir: str | None, trust: bool = False) -> Any:
     try:
         import transformers
     except ImportError as error:
         raise UserError("--model_type hf: needs transformers: pip install transformers") from error
     try:
-        config = transformers.AutoConfig.from_pretrained(model, cache_dir=cache_dir)
+        with no_foreign_code(model, trust):
+            config = transformers.AutoConfig.from_pretrained(model, cache_dir=cache_dir, trust_remote_code=trust)
     except Exception as error:  # of the hub's clients, of JSON, of transformers itself
         raise _loading_error(model, error) from error
     if config.model_type not in (*WITH_TEXTS, *_image_towers()):
@@ -138,14 +140,18 @@ def _image_towers() -> set[str]:
 
 def has_text_tower(model: str) -> bool:
     """Whether it is one of those that `encode_text`."""
-    return _known(model).model_type in WITH_TEXTS
+    return _known(model)[0].model_type in WITH_TEXTS
 
 
-def _known(model: str) -> Any:
-    return _configs.get(model) or _config(model, None)
+def _known(model: str) -> tuple[Any, bool]:
+    return _configs.get(model) or (_config(model, None), False)
 
 
 def _loading_error(model: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    if wants_code(error):
+        return refused(model)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return FieldError("model", model, f"cannot be loaded by transformers ({reason})")
 
@@ -154,12 +160,21 @@ def skeleton(model: str) -> nn.Module | None:
     """The model without weights, to look at its tower before anything large is read."""
     import transformers
 
-    with torch.device("meta"):
-        built: nn.Module = transformers.AutoModel.from_config(_known(model))
+    config, trust = _known(model)
+    with torch.device("meta"), no_foreign_code(model, trust):
+        built: nn.Module = transformers.AutoModel.from_config(config, trust_remote_code=trust)
     return built
 
 
-def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
+def load(
+    model: str,
+    pretrained: str,
+    *,
+    cache_dir: str | None,
+    device: torch.device,
+    precision: str,
+    trust: bool = False,
+) -> LoadedModel:
     """A transformers model with its image processor and tokenizer.
 
     Args:
@@ -170,16 +185,17 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     Raises:
         UserError: no such model, weights that are damaged or missing, no network.
     """
-    config = _config(model, cache_dir)
+    config = _config(model, cache_dir, trust)
     import transformers
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    options = {"cache_dir": cache_dir}
+    options = {"cache_dir": cache_dir, "trust_remote_code": trust}
     try:
-        built = transformers.AutoModel.from_pretrained(model, **options)
-        processor = transformers.AutoImageProcessor.from_pretrained(model, **options)
-        with_texts = config.model_type in WITH_TEXTS
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options) if with_texts else None
+        with no_foreign_code(model, trust):
+            built = transformers.AutoModel.from_pretrained(model, **options)
+            processor = transformers.AutoImageProcessor.from_pretrained(model, **options)
+            with_texts = config.model_type in WITH_TEXTS
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options) if with_texts else None
     except Exception as error:
         raise _loading_error(model, error) from error
     # Cast here: what the precision is called in from_pretrained, and what it is without, depends on the version.

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -18,18 +19,25 @@ from anchorprune import bundled
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.models.base import LoadedModel
 from anchorprune.models.checkpoint import is_torchscript, weights_of
+from anchorprune.models.foreign import check_config, no_foreign_code, refused, wants_code
 
 # Models that come with their weights; --pretrained has no meaning then.
+_CONFIG = "open_clip_config.json"
 _SCHEMAS = ("hf-hub:", "local-dir:")
 # What open_clip, torch and hub clients raise for weights that are out of reach or do not fit.
 _LOADING_ERRORS = (RuntimeError, OSError, EOFError, ValueError, KeyError, ImportError, UnpicklingError)
 
 
-def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
-    """Raise UserError unless open_clip knows the model and the weights are a tag of its or a file."""
+def check(model: str, pretrained: str, cache_dir: str | None = None, trust: bool = False) -> None:
+    """Raise UserError unless open_clip knows the model and the weights are a tag of its or a file.
+
+    `trust`: whether a folder of a model may have code of its own run.
+    """
     import open_clip
 
     if model.startswith(_SCHEMAS):
+        if not trust:
+            _check_config(model, cache_dir)
         return
     bundled.register()
     if model.replace("/", "-") not in open_clip.list_models():  # ViT-B/32 is ViT-B-32, as open_clip itself reads it
@@ -49,6 +57,21 @@ def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
         raise FieldError(
             "pretrained", pretrained, f"neither a file nor a tag of {model}.{did_you_mean(pretrained, tags)} ({known})"
         )
+
+
+def _check_config(model: str, cache_dir: str | None) -> None:
+    """FieldError where the configuration of a model in a folder, or at a hub, wants code to be run."""
+    kind, _, name = model.partition(":")
+    if kind == "local-dir":
+        return check_config(model, Path(name, _CONFIG))
+    import huggingface_hub
+
+    repository, _, revision = name.partition("@")
+    try:
+        file = huggingface_hub.hf_hub_download(repository, _CONFIG, revision=revision or None, cache_dir=cache_dir)
+    except Exception:  # no network, no such model: open_clip says it
+        return
+    check_config(model, Path(file))
 
 
 def has_text_tower(model: str) -> bool:
@@ -71,7 +94,15 @@ def skeleton(model: str) -> nn.Module | None:
         return None
 
 
-def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
+def load(
+    model: str,
+    pretrained: str,
+    *,
+    cache_dir: str | None,
+    device: torch.device,
+    precision: str,
+    trust: bool = False,
+) -> LoadedModel:
     """An open_clip model with its image transform and tokenizer.
 
     Where the weights' tag declares QuickGELU and the model's config does not, the model is built with QuickGELU,
@@ -87,7 +118,7 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
     """
     import open_clip
 
-    check(model, pretrained)
+    check(model, pretrained, cache_dir, trust)
     ours = model == bundled.MODEL and pretrained == bundled.TAG
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     config = {} if model.startswith(_SCHEMAS) else open_clip.get_model_config(model) or {}
@@ -105,13 +136,15 @@ def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.de
             require_pretrained=bool(pretrained and not ours) or model.startswith(_SCHEMAS),
         )
 
-    with _logged() as log:
+    with _logged() as log, no_foreign_code(model, trust):
         try:
             built, _, transform = _built(build, pretrained) if not ours else build(None)
             tokenizer = open_clip.get_tokenizer(model)
         except UserError:
             raise
         except Exception as error:
+            if wants_code(error):
+                raise refused(model) from error
             # Reading a file that somebody takes for a checkpoint can raise anything.
             if not isinstance(error, _LOADING_ERRORS) and not os.path.isfile(pretrained):
                 raise

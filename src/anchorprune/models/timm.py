@@ -27,7 +27,7 @@ class TimmImages(nn.Module):
         return features
 
 
-def check(model: str, pretrained: str, cache_dir: str | None = None) -> None:
+def check(model: str, pretrained: str, cache_dir: str | None = None, trust: bool = False) -> None:
     """Raise UserError unless timm knows the model, and its weights where a tag (`NAME.TAG`) and no file is given."""
     import timm
 
@@ -66,7 +66,15 @@ def skeleton(model: str) -> nn.Module | None:
         return None
 
 
-def load(model: str, pretrained: str, *, cache_dir: str | None, device: torch.device, precision: str) -> LoadedModel:
+def load(
+    model: str,
+    pretrained: str,
+    *,
+    cache_dir: str | None,
+    device: torch.device,
+    precision: str,
+    trust: bool = False,
+) -> LoadedModel:
     """A timm model without its classifier. It has no text tower: for a linear probe, and to be timed and exported.
 
     Args:

@@ -27,7 +27,8 @@ from anchorprune.evaluation.inputs import model_reads
 from anchorprune.evaluation.request import Compute
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import StrPath, real_path
-from anchorprune.models import library, load
+from anchorprune.models import check as check_model
+from anchorprune.models import load
 from anchorprune.models.base import LoadedModel, ModelSpec
 from anchorprune.outputs import check_outputs
 from anchorprune.pruning import Pruning, prune
@@ -249,7 +250,7 @@ def export(
 
 def _loaded(model: ModelSpec | LoadedModel | nn.Module, transform: Callable[[Any], Tensor] | None) -> LoadedModel:
     if isinstance(model, ModelSpec):
-        library(model.library).check(model.name, model.pretrained, model.cache_dir)
+        check_model(model)
         model = load(model, torch.device("cpu"), "fp32")
     elif isinstance(model, nn.Module):
         model = LoadedModel(model, transform or _plain_transform(find_tower(model)))

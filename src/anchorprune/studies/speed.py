@@ -21,7 +21,8 @@ from anchorprune.evaluation.request import Compute
 from anchorprune.evaluation.result import SCHEMA_VERSION
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import StrPath, write_text
-from anchorprune.models import library, load
+from anchorprune.models import check as check_model
+from anchorprune.models import load
 from anchorprune.models.base import LoadedModel, ModelSpec
 from anchorprune.pruning import prune
 from anchorprune.pruning.budget import solve
@@ -215,7 +216,7 @@ def speed(
 
 
 def _loaded(spec: ModelSpec, runtime: Runtime, seed: int) -> LoadedModel:
-    library(spec.library).check(spec.name, spec.pretrained, spec.cache_dir)
+    check_model(spec)
     with warnings.catch_warnings():
         if not spec.pretrained:
             warnings.filterwarnings("ignore", "open_clip: No pretrained weights")
