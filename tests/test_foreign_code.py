@@ -159,7 +159,7 @@ def test_every_command_refuses_it_in_one_line(world: Any, local: Path, line: str
     rest: dict[str, list[object]] = {
         "eval": [*world.things, *FLAGS],
         "sweep": [*world.things, *FLAGS, "--strategies", "random"],
-        "tune": [*world.things, *FLAGS],
+        "tune": [*world.things, *FLAGS, "--max_drop", 1],
         "speed": [],
         "encode": ["--input", world.folder / "things", "--out", "out"],
         "export": ["--output", "m.onnx"],

@@ -233,6 +233,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         to = headers.get("Location") or ""
         if urlsplit(to).scheme.lower() not in ("", "http", "https"):
+            fp.close()
             raise UserError(f"{req.full_url}: the server refers to {to[:100]!r}, which is no address of the web.")
         return super().http_error_302(req, fp, code, msg, headers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,8 +86,8 @@ def in_batches(
     warned = False
     said = False
     collate = partial(_collated, source, room(num_workers) if num_workers else None)
-    options = {"timeout": patience if num_workers else 0, "pin_memory": pin_memory, "collate_fn": collate}
-    with _without_alarm() as started:
+    options = {"pin_memory": pin_memory, "collate_fn": collate}
+    with _without_alarm(patience) as started:
         while True:
             try:
                 for batch in started(_loader(source, dealt(), num_workers, **options)):
@@ -181,11 +182,32 @@ def _only(samples: list[Any]) -> Any:
     return sample
 
 
+def _waits_no_longer(batches: Any, patience: float) -> None:
+    """Has torch, which looks every 5 seconds whether a worker is gone, look how long it has waited, too.
+
+    The `timeout` of a DataLoader would keep it from looking for the dead.
+    """
+    look, since = batches._try_get_data, 0.0
+
+    def looked(*args: Any) -> Any:
+        nonlocal since
+        since = since or time.monotonic()
+        found: tuple[bool, Any] = look(*args)
+        if found[0]:
+            since = 0.0
+        elif time.monotonic() - since > patience:
+            raise RuntimeError("timed out after")
+        return found
+
+    batches._try_get_data = looked
+
+
 @contextmanager
-def _without_alarm() -> Iterator[_Start]:
+def _without_alarm(patience: float) -> Iterator[_Start]:
     """torch has a dead worker raise wherever the main thread is just then, in the middle of a forward pass, say.
 
-    Of loaders that are started by what this gives it is noticed where its batch is waited for, after 5 seconds.
+    Of loaders that are started by what this gives it is noticed where its batch is waited for, after 5 seconds; and
+    none is waited for longer than `patience`.
     """
     before: Any = None
 
@@ -195,6 +217,8 @@ def _without_alarm() -> Iterator[_Start]:
             batches = iter(loader)  # sets torch's handler, where it is the first of the process
         except OSError as error:  # locks are files in shared memory
             raise RuntimeError(f"cannot be started ({one_line(error)})") from error
+        if loader.num_workers:
+            _waits_no_longer(batches, patience)
         if loader.num_workers and _may_set_handlers():
             was = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             before = was if before is None else before
