@@ -16,7 +16,8 @@ import pytest
 import anchorprune
 from anchorprune.commands import build_parser
 from anchorprune.commands._requests import MODEL_COLLECTIONS
-from anchorprune.strategies import registry
+from anchorprune.fields import typed
+from anchorprune.strategies import known
 
 pytest.importorskip("clip_benchmark")
 
@@ -123,7 +124,7 @@ def test_model_collections_are_clip_benchmarks() -> None:
 def test_every_field_of_every_strategy_is_a_flag_that_help_explains() -> None:
     """Below its help stand the strategies that have it, by their default of it: `(anchor: 2; thin, coarse)`."""
     parser = subparser(build_parser(), "eval")
-    for strategy in registry().values():
+    for strategy in known().values():
         assert strategy.name in flags(parser)["--strategy"].help
         for field in dataclasses.fields(strategy):
             shown = flags(parser)[f"--{field.name}"].help
@@ -133,8 +134,7 @@ def test_every_field_of_every_strategy_is_a_flag_that_help_explains() -> None:
             for group in owners.split("; "):
                 names, _, value = group.partition(": ")
                 defaults |= dict.fromkeys(names.split(", "), value)
-            value = field.default
-            assert defaults[strategy.name] == (" ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+            assert defaults[strategy.name] == typed(field.default)
 
 
 # --- quick answers

@@ -14,13 +14,13 @@ from support.models import make_clip
 
 from anchorprune import RECOMMENDED
 from anchorprune.commands import build_parser
-from anchorprune.commands._flags import parse_strategies, strategy_options
+from anchorprune.commands._flags import parse_strategies
 from anchorprune.evaluation.preflight import dense_gmacs
 from anchorprune.models import skeleton
 from anchorprune.models.base import ModelSpec
 from anchorprune.pruning.budget import gmacs
 from anchorprune.pruning.grid import coarser
-from anchorprune.strategies import make_strategy
+from anchorprune.strategies import make_strategy, strategy_options
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

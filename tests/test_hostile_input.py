@@ -35,9 +35,9 @@ from anchorprune.evaluation import outcomes
 from anchorprune.evaluation import result as results
 from anchorprune.evaluation.request import Compute, ModelSpec, Request
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.models.checkpoint import check_real
 from anchorprune.models.texts import cached, classifier_key, prompts_of
 from anchorprune.pruning.export import read_about
+from anchorprune.reading import check_real
 from anchorprune.report.csv import build
 from anchorprune.strategies import make_strategy
 from anchorprune.strategies import registry as strategies

@@ -14,7 +14,7 @@ import pytest
 from anchorprune import strategies
 from anchorprune.commands._flags import parse_strategies
 from anchorprune.commands.strategies import WIDTH, listing
-from anchorprune.strategies import registry
+from anchorprune.strategies import known
 from anchorprune.strategies.anchor import Anchor
 
 
@@ -49,10 +49,10 @@ def test_what_is_listed_can_be_typed() -> None:
     """Every flag with the default that stands behind it makes the strategy as it is without any."""
     for name, text in sections().items():
         listed = re.findall(r"--(\w+) .*?\[(?:default: ([^\]]*)|not given by default)\]", text)
-        assert {flag for flag, _ in listed} == {field.name for field in dataclasses.fields(registry()[name])}
+        assert {flag for flag, _ in listed} == {field.name for field in dataclasses.fields(known()[name])}
         typed = " ".join(f"--{flag} {value}" for flag, value in listed if value)
         [wanted] = parse_strategies([f"{name} {typed}"])
-        assert wanted.strategy == registry()[name]()
+        assert wanted.strategy == known()[name]()
 
 
 def test_it_says_where_each_acts() -> None:
@@ -98,7 +98,7 @@ def test_a_strategy_of_another_package_without_docstring_or_help_is_listed_too(m
         name = "bare"
         depth: int = 3
 
-    monkeypatch.setattr(strategies, "registry", lambda: {"bare": Bare})
+    monkeypatch.setattr(strategies, "known", lambda: {"bare": Bare})
     text = sections()["bare"]
     assert text.startswith("Acts at the input of a block.")
     assert text.endswith("--depth [default: 3]")

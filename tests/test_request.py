@@ -18,7 +18,7 @@ from anchorprune import Compute, DataSpec, LinearProbe, ModelSpec, Request, User
 from anchorprune.commands import build_parser
 from anchorprune.commands._flags import given_fields
 from anchorprune.commands._requests import requests_of
-from anchorprune.strategies import make_strategy, standalone
+from anchorprune.strategies import known, make_strategy
 
 PLAIN = Request(model=ModelSpec(name="ViT-B-16", pretrained="openai"), data=DataSpec(name="cifar10"))
 
@@ -33,6 +33,13 @@ prunings = st.none() | st.sampled_from(
         make_strategy("tome", r=(16, 8, 0), prop_attn="off"),
         make_strategy("tome", r=8, r_inflect=-1),
         make_strategy("pitome", ratio=(0.9, 0.5), margin=0.9),
+        make_strategy("cascade", gate_texts="a 'b' é.pt"),
+        make_strategy(
+            "cascade",
+            stages=("tome --r 16 8", "coarse --keep_ratio 0.5", "unpruned"),
+            min_margin=0.01,
+            gate_texts="c.pt",
+        ),
     ]
 )
 requests = st.builds(
@@ -182,7 +189,7 @@ def test_a_request_that_cannot_be_is_one_line(change: dict[str, Any], says: str)
         Request.from_dict({**PLAIN.as_dict(), **change})
 
 
-@pytest.mark.parametrize("name", sorted(standalone()))
+@pytest.mark.parametrize("name", sorted(known()))
 def test_a_strategy_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     strategy = make_strategy(name)
     strategy.save(tmp_path / "s.json")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anchorprune.strategies import RECOMMENDED
     from anchorprune.strategies.anchor import Anchor, select_tokens_by_pruning
     from anchorprune.strategies.base import Strategy
+    from anchorprune.strategies.cascade import Cascade
     from anchorprune.strategies.cls_attention import ClsAttention
     from anchorprune.strategies.coarse import Coarse
     from anchorprune.strategies.evit import Evit
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Anchor": "anchorprune.strategies.anchor",
     "Calibrated": "anchorprune.strategies.calibrated",
+    "Cascade": "anchorprune.strategies.cascade",
     "ClsAttention": "anchorprune.strategies.cls_attention",
     "Coarse": "anchorprune.strategies.coarse",
     "Compute": "anchorprune.evaluation.request",
@@ -106,6 +108,7 @@ __all__ = [
     "RECOMMENDED",
     "Anchor",
     "Calibrated",
+    "Cascade",
     "ClsAttention",
     "Coarse",
     "Compute",

@@ -5,8 +5,10 @@ A field's default says of what kind it is; its help and what a string may be sta
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -56,19 +58,19 @@ class Fields:
             elif field.default is None and value is not None:
                 object.__setattr__(self, field.name, _number(field.name, value, field.metadata["kind"]))
 
-    def values(self, content: Callable[[str], str | None] | None = None) -> dict[str, Any]:
-        """The fields as JSON holds them.
+    def values(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
 
-        Args:
-            content: gives what stands for a file's name where its content decides; None: the name does.
-        """
-        values = {}
+    def by_content(self, content: Callable[[str], Any]) -> dict[str, Any]:
+        """`values`, with what `content` gives of a file (its fingerprint, say) in place of its name."""
+        found = self.values()
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if content and field.metadata.get("file"):
-                value = [content(each) for each in value] if isinstance(value, tuple) else value and content(value)
-            values[field.name] = list(value) if isinstance(value, tuple) else value
-        return values
+            if field.metadata.get("file") and (value := found[field.name]) is not None:
+                found[field.name] = list(map(content, value)) if isinstance(value, list) else content(value)
+        return found
 
     def changed(self) -> dict[str, Any]:
         """The fields that are not their defaults."""
@@ -81,10 +83,9 @@ class Fields:
         return {name: value for name, value in own.items() if value not in ((), getattr(other, name))}
 
     def flags(self, only: Mapping[str, Any] | None = None) -> str:
-        """What to type for this where its fields are not the defaults; or for these fields of it."""
+        """What to type for this where its fields are not the defaults, in a shell; or for these fields of it."""
         return " ".join(
-            f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for name, value in (self.changed() if only is None else only).items()
+            f"--{name} {typed(value)}" for name, value in (self.changed() if only is None else only).items()
         )
 
     def spelled(self, only: Mapping[str, Any] | None = None) -> str:
@@ -105,6 +106,35 @@ class Fields:
                 has = f"it has {', '.join(own)}" if own else "it has none"
                 raise FieldError(name, value, f"{_kind(cls)} {cls.name!r} has no such field; {has}")
         return cls(**given)
+
+
+def add_flag(
+    parser: argparse._ActionsContainer, field: dataclasses.Field[Any], default: Any, said: str | None = None
+) -> None:
+    """A field as a flag, with what is `said` below its help."""
+    several = isinstance(field.default, tuple)
+    kind = field.metadata["kind"] if several or field.default is None else type(field.default)
+    parser.add_argument(
+        f"--{field.name}",
+        type=true_or_false if kind is bool else kind,
+        nargs="+" if several else None,
+        default=default,
+        metavar=kind.__name__.upper(),
+        help=f"{field.metadata['help']} ({said})" if said is not None else None,
+    )
+
+
+def true_or_false(text: str) -> bool:
+    """What a flag says; clip-benchmark takes every word for true, `False` too, and only an empty one for false."""
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
+def typed(value: Any) -> str:
+    """A field's value as one types it after its flag, in a shell."""
+    return shlex.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))
 
 
 def _kind(cls: type[Fields]) -> str:

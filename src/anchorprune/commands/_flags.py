@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -16,9 +15,9 @@ from anchorprune.datasets.images import MAX_PIXELS, MAX_RATIO
 from anchorprune.datasets.reading import MAX_BYTES
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import PRECISIONS
-from anchorprune.fields import LARGEST
+from anchorprune.fields import LARGEST, add_flag, typed
 from anchorprune.progress import FORMATS, Reporting
-from anchorprune.strategies import Wanted, make_strategy, registry
+from anchorprune.strategies import Wanted, known, parse, strategy_options
 from anchorprune.terminal import printable
 
 # clip-benchmark's; a pruned run under this name gets the strategy's name at its end (`_requests.plan_runs`).
@@ -193,31 +192,9 @@ def add_strategy_flags(parser: argparse._ActionsContainer) -> None:
     """A flag for each field of each strategy; None where it was not given."""
     for name, field in strategy_options().items():
         try:
-            _add_field(parser, field, None, _owners(name))
+            add_flag(parser, field, None, _owners(name))
         except argparse.ArgumentError as error:
             raise UserError(f"strategy {_owners(name)}: --{name} is another flag already; rename the field") from error
-
-
-def _add_field(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], default: Any, said: str) -> None:
-    """A field as a flag, with what is `said` below its help."""
-    several = isinstance(field.default, tuple)
-    kind = field.metadata["kind"] if several or field.default is None else type(field.default)
-    parser.add_argument(
-        f"--{field.name}",
-        type=true_or_false if kind is bool else kind,
-        nargs="+" if several else None,
-        default=default,
-        metavar=kind.__name__.upper(),
-        help=f"{field.metadata['help']} ({said})",
-    )
-
-
-def true_or_false(text: str) -> bool:
-    """What a flag says; clip-benchmark takes every word for true, `False` too, and only an empty one for false."""
-    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return known[text.lower()]
 
 
 def _task_choices() -> list[str]:
@@ -232,30 +209,13 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
             if f"--{field.name}" in parser._option_string_actions:
                 continue
             group = group or parser.add_argument_group(f"task {task.name}")
-            _add_field(group, field, field.default, "default: %(default)s")
+            add_flag(group, field, field.default, "default: %(default)s")
 
 
 def parse_strategies(specs: Sequence[str] | None) -> list[Wanted] | None:
     """Each of `--strategies`, a name or a name with flags in quotes, with the fields that were given; None for none."""
-    return None if specs is None else [_parse_strategy(*_words(spec)) for spec in specs]
-
-
-def _words(spec: str) -> list[str]:
     try:
-        return shlex.split(spec) or [""]
-    except ValueError as error:
-        raise UserError(f"--strategies {spec}: {str(error).lower()}; close the quotes") from error
-
-
-def _parse_strategy(name: str, *flags: str) -> Wanted:
-    parser = Parser(prog=f"--strategies {name}", add_help=False)
-    add_strategy_flags(parser)
-    args, unknown = parser.parse_known_args(list(flags))
-    if unknown:
-        raise UserError(f"--strategies '{shlex.join([name, *flags])}': unknown {' '.join(unknown)}")
-    fields = given_fields(args)
-    try:
-        return Wanted(make_strategy(name, **fields), tuple(fields))
+        return None if specs is None else list(map(parse, specs))
     except FieldError:
         raise
     except UserError as error:
@@ -268,25 +228,13 @@ def say(args: argparse.Namespace, text: str) -> None:
         print(text, flush=True)
 
 
-def strategy_options() -> dict[str, dataclasses.Field[Any]]:
-    """The fields of all strategies, which are flags of `eval`; of those of one name the one whose help says most."""
-    options: dict[str, dataclasses.Field[Any]] = {}
-    for cls in registry().values():
-        for field in dataclasses.fields(cls):
-            known = options.get(field.name, field)
-            if len(field.metadata["help"]) >= len(known.metadata["help"]):
-                options[field.name] = field
-    return options
-
-
 def _owners(name: str) -> str:
     """The strategies that have the field, by what it is in them when it is not given."""
     owners: dict[str, list[str]] = {}
-    for cls in registry().values():
+    for cls in known().values():
         for field in dataclasses.fields(cls):
             if field.name == name:
-                values = field.default if isinstance(field.default, tuple) else (field.default,)
-                owners.setdefault(" ".join(map(str, values)), []).append(cls.name)
+                owners.setdefault(typed(field.default), []).append(cls.name)
     return "; ".join(f"{', '.join(names)}" + (f": {value}" if value else "") for value, names in owners.items())
 
 

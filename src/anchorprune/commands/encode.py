@@ -15,7 +15,7 @@ from anchorprune.commands._scale import add_engine_flags, engine_of
 from anchorprune.embeddings.request import DTYPES, FORMATS, INPUT_FORMATS, EncodeRequest
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import PRECISIONS, ModelSpec
-from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies import known, make_strategy
 from anchorprune.strategies.base import Strategy
 
 HELP = "encode many images, pruned or not: embeddings in Parquet or .npy files"
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_trust_flag(of_model)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument("--enable_pruning", action="store_true", help="as in eval; --strategy alone is enough")
-    pruning.add_argument("--strategy", metavar="NAME", help=f"which tokens to keep: {', '.join(registry())}; none: all")
+    pruning.add_argument("--strategy", metavar="NAME", help=f"which tokens to keep: {', '.join(known())}; none: all")
     pruning.add_argument(
         "--target_gmacs", default=None, type=float, metavar="X", help="solve the strategy's budget for this"
     )

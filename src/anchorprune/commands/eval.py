@@ -18,10 +18,11 @@ from anchorprune.commands._results import all_of, noted, summary
 from anchorprune.commands._scale import Failures, add_engine_flags, engine_of, results_of
 from anchorprune.errors import FieldError, Unwritten, UserError, did_you_mean
 from anchorprune.evaluation.request import ModelSpec
+from anchorprune.fields import true_or_false
 from anchorprune.files import StrPath
 from anchorprune.outputs import Read, check_outputs
 from anchorprune.scale.jobs import Engine, Job
-from anchorprune.strategies import make_strategy, registry
+from anchorprune.strategies import known, make_strategy
 from anchorprune.strategies.base import Strategy
 from anchorprune.tasks.base import Task
 
@@ -69,7 +70,7 @@ def _add_eval_flags(parser: argparse._ActionsContainer) -> None:
     add(
         "--normalize",
         default=True,
-        type=flags.true_or_false,
+        type=true_or_false,
         help="True or False: whether the linear probe's features get length 1 (default: %(default)s)",
     )
     add("--dump_classnames", default=False, action="store_true", help="put the class names into the result")
@@ -118,7 +119,7 @@ def _add_pruning_flags(ours: argparse._ActionsContainer) -> None:
         choices=None,
         default=None,
         metavar="NAME",
-        help=f"which tokens to keep: {', '.join(registry())} (default: anchor, the described method)",
+        help=f"which tokens to keep: {', '.join(known())} (default: anchor, the described method)",
     )
     add_strategy_flags(ours)
     ours.add_argument(
@@ -259,9 +260,9 @@ def _reads(args: argparse.Namespace, runs: list[Run]) -> list[Read]:
 def _strategy(args: argparse.Namespace) -> Strategy | None:
     fields = given_fields(args)
     name = "anchor" if args.strategy is None else args.strategy
-    if name not in registry():
+    if name not in known():
         raise UserError(
-            f"--strategy {name or repr(name)}: choose one of {', '.join(registry())}.{did_you_mean(name, registry())}"
+            f"--strategy {name or repr(name)}: choose one of {', '.join(known())}.{did_you_mean(name, known())}"
         )
     strategy = make_strategy(name, **fields)  # a wrong value is an error also without effect
     if args.target_gmacs is not None:

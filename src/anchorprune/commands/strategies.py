@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from anchorprune import strategies
+from anchorprune.fields import typed
 from anchorprune.strategies.base import CompositeStrategy, Strategy
 
 HELP = "list the strategies with their fields"
@@ -16,6 +17,7 @@ WIDTH = 96
 _PLACES = {
     "input": "at the input of a block",
     "inside": "inside a block, between its attention and its MLP",
+    "stages": "through its stages, one after the other, each a strategy of its own",
 }
 
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 def listing() -> str:
     """Each strategy: what it does, where it acts, and its fields as flags, wrapped to `WIDTH` columns."""
     recommended = getattr(strategies, "RECOMMENDED", None)
-    sections = ["\n".join(_lines(cls, name == recommended)) for name, cls in strategies.registry().items()]
+    sections = ["\n".join(_lines(cls, name == recommended)) for name, cls in strategies.known().items()]
     return "\n\n".join(sections)
 
 
@@ -54,8 +56,7 @@ def _summary(cls: type[Strategy]) -> str:
 
 def _default(value: Any) -> str:
     """What a field is when it is not given, as it would be typed."""
-    values = value if isinstance(value, tuple) else (value,)
-    return f"default: {' '.join(map(str, values))}" if values not in ((), ("",)) else "not given by default"
+    return "not given by default" if value in ((), ("",), "", None) else f"default: {typed(value)}"
 
 
 def _wrapped(text: str, first: str, rest: str | None = None) -> list[str]:

@@ -92,6 +92,9 @@ class EncodeRequest:
         if own - ({"caption"} if self.texts != "caption" and self.format == "parquet" else set()):
             taken = sorted(own)[0]
             raise FieldError("keep_columns", taken, "the output has a column of its own of this name")
+        if self.pruning and self.pruning.acts == "stages" and getattr(self.pruning, "gate_texts", None) is None:
+            said = "has no texts to tell by which images are unsure; give "
+            raise FieldError("strategy", self.pruning.name, f"{said}gate_texts", typed=f"{said}--gate_texts")
         if len(set(self.keep_columns)) < len(self.keep_columns):
             raise FieldError("keep_columns", self.keep_columns, "name each column once")
 
@@ -133,7 +136,9 @@ class EncodeRequest:
         The weights, what comes of the precision on a device, and the list of images are added to it when they are
         known (`store.Store`).
         """
-        strategy = self.pruning.as_dict(_content) if self.pruning else {"strategy": None}
+        strategy: dict[str, Any] = {"strategy": None}
+        if self.pruning:
+            strategy = {"strategy": self.pruning.name, **self.pruning.by_content(_content)}
         coupled = self.pruning is not None and self.pruning.couples_batch
         return {
             "input": [each if is_url(each) else os.path.abspath(each) for each in self.input],

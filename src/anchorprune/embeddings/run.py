@@ -123,6 +123,8 @@ def encode(
                 say(_of_check(store.check() or {}))
             try:
                 job.run(shard, reporting, say)
+                if tower.pruning and (shares := tower.pruning.shares):
+                    say(f"of the images the stages encoded {', '.join(f'{100 * share:.1f} %' for share in shares)}")
             finally:
                 summary = store.sum_up()
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,8 @@ class PrunedTower:
         transform: from a PIL image to what the tower takes.
         least: as `loading.Reader.least`.
         width: D.
-        gmacs, gmacs_dense: for an image; None for a tower that anchorprune does not know.
+        gmacs, gmacs_dense: for an image; None for a tower that anchorprune does not know, the first also for a
+            cascade by a margin, of which nobody knows it before.
     """
 
     def __init__(
@@ -99,7 +101,8 @@ class PrunedTower:
         from PIL import Image
 
         image = self.transform(Image.new("RGB", (64, 64), (128, 128, 128)))
-        features = self._forward(image[None].to(self.runtime.device, self.runtime.images))
+        with self.pruning.off_the_record() if self.pruning else nullcontext():
+            features = self._forward(image[None].to(self.runtime.device, self.runtime.images))
         if not bool(torch.isfinite(features).all()):
             fix = "its embeddings are not finite; try another precision or checkpoint"
             raise FieldError("model", self.request.model.name, fix)

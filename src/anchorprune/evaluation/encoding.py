@@ -42,7 +42,6 @@ class Encoder:
 
     Attributes:
         pruning: the strategy's handle, in force; None unpruned.
-        flops: of the image tower for one image, selection included; None for a tower that anchorprune does not know.
         images: how many it has encoded.
     """
 
@@ -63,7 +62,7 @@ class Encoder:
         self.model, self.strategy, self.runtime, self._forward = model, strategy, runtime, forward
         self.pruning: Pruning | None = prune(model, strategy) if strategy else None
         try:
-            self.flops = flops_of(model) if strategy else dense_flops
+            self._flops = flops_of(model) if strategy else dense_flops
         except BaseException:
             self.restore()
             raise
@@ -100,9 +99,19 @@ class Encoder:
 
     def encode(self, images: Tensor) -> Tensor:
         """The same of images that do not count, neither as images nor in time."""
-        out = self._out(images)
+        with self.pruning.off_the_record() if self.pruning else nullcontext():
+            out = self._out(images)
         self._check_finite(out, images)
         return out
+
+    @property
+    def flops(self) -> int | None:
+        """Of the image tower for one image, selection included; of a cascade the mean over those that it has encoded.
+
+        None for a tower that anchorprune does not know.
+        """
+        # Of the handle: the model may be restored by now.
+        return self.pruning.flops if self.pruning and self.pruning.shares else self._flops
 
     def _check_finite(self, out: Tensor, images: Tensor) -> None:
         if not out.is_floating_point():

@@ -31,6 +31,7 @@ from anchorprune.models.base import LoadedModel
 from anchorprune.models.languages import set_language
 from anchorprune.progress import Reporting, reporting_of, telling
 from anchorprune.pruning.attention import get_vision_attention
+from anchorprune.pruning.cascade import Cascading
 from anchorprune.pruning.copies import sharing_copy
 from anchorprune.pruning.cost import clock, peak_memory_mb, reset_peak_memory
 from anchorprune.tasks.base import Bench, EncodeSplit
@@ -114,6 +115,8 @@ def evaluate(
     wanted = _Wanted(shard, keep_scores, attention_images, indices, progress)
     if any(request.compute.skip_load for request in requests) and (indices is not None or attention_images):
         raise UserError("skip_load: kept features are those of all images of the request, and hold no attention")
+    if attention_images and any(request.pruning and request.pruning.acts == "stages" for request in requests):
+        raise UserError("attention: a cascade runs several towers, so that there is no one attention; ask of a stage")
     passes: dict[Request, list[int]] = {}
     for i, request in enumerate(requests):
         passes.setdefault(request.unpruned(), []).append(i)
@@ -156,19 +159,37 @@ def _merged(a: Result, b: Result) -> Result:
     return dataclasses.replace(
         a,
         part=a.part.merged(b.part),
-        pruning=a.pruning if a.n_samples else b.pruning,  # that of no image has counted no tokens
-        cost=_summed(a.cost, b.cost),
+        pruning=_averaged(a, b),
+        cost=_summed(a, b),
         n_samples=a.n_samples + b.n_samples,
         n_bad_images=a.n_bad_images + b.n_bad_images,
     )
 
 
-def _summed(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    memory = [m for m in (a["peak_memory_mb"], b["peak_memory_mb"]) if m is not None]
+def _averaged(a: Result, b: Result) -> dict[str, Any] | None:
+    """What the pruning did. The same for all images, but for a cascade's, of which it is the mean."""
+    if not (a.n_samples and b.n_samples and a.pruning and b.pruning and "shares" in a.pruning["measured"]):
+        return a.pruning if a.n_samples else b.pruning  # that of no image has counted no tokens
+    one, other = a.pruning["measured"], b.pruning["measured"]
+    shares = [_mean(a, x, b, y) for x, y in zip(one["shares"], other["shares"], strict=True)]
+    tokens = round(_mean(a, one["tokens_after"], b, other["tokens_after"]))
+    return {**a.pruning, "measured": {**one, "tokens_after": tokens, "shares": shares}}
+
+
+def _mean(a: Result, of_a: float, b: Result, of_b: float) -> float:
+    """Over the images of both."""
+    return (a.n_samples * of_a + b.n_samples * of_b) / (a.n_samples + b.n_samples)
+
+
+def _summed(a: Result, b: Result) -> dict[str, Any]:
+    one, other = (a.cost, b.cost) if a.n_samples else (b.cost, a.cost)
+    memory = [m for m in (one["peak_memory_mb"], other["peak_memory_mb"]) if m is not None]
+    costs = one["gmacs"], other["gmacs"]  # those of a cascade differ from shard to shard
     return {
-        **a,
-        "images_per_second": a["images_per_second"] + b["images_per_second"],
-        "seconds": {name: a["seconds"][name] + b["seconds"][name] for name in a["seconds"]},
+        **one,
+        "gmacs": _mean(a, costs[0], b, costs[1]) if a.n_samples and b.n_samples and costs[0] != costs[1] else costs[0],
+        "images_per_second": one["images_per_second"] + other["images_per_second"],
+        "seconds": {name: one["seconds"][name] + other["seconds"][name] for name in one["seconds"]},
         "peak_memory_mb": max(memory, default=None),
     }
 
@@ -238,6 +259,9 @@ class _Pass:
             start = clock(device)
             prepared = task.prepare(self._bench())
             seconds_of_texts = clock(device) - start
+            for encoder in encoders:
+                if isinstance(encoder.pruning, Cascading) and encoder.pruning.bank is None:
+                    encoder.pruning.bank = task.artifacts(prepared)["classifier"]
             meters = [
                 task.meter(prepared, self._encode_split(encoder, request))
                 for encoder, request in zip(encoders, requests, strict=True)
@@ -408,12 +432,14 @@ def _pruning_record(encoder: Encoder) -> dict[str, Any] | None:
     """The strategy as JSON holds it, and what it did, apart from its fields."""
     if (pruning := encoder.pruning) is None:
         return None
-    measured = {
+    measured: dict[str, Any] = {
         "effective": pruning.effective,
         "tokens_before": pruning.tokens_before,
         "tokens_after": pruning.tokens_after,
         "tokens_by_block": pruning.tokens_by_block,
     }
+    if (shares := pruning.shares) is not None:
+        measured["shares"] = shares
     return {**pruning.strategy.as_dict(), "measured": measured}
 
 

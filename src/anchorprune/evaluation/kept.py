@@ -22,9 +22,8 @@ from anchorprune.evaluation.result import Part, Result
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import replacing
 from anchorprune.models.base import LoadedModel
-from anchorprune.models.checkpoint import check_real
 from anchorprune.models.digest import add_model, described
-from anchorprune.reading import json_of
+from anchorprune.reading import check_real, json_of
 from anchorprune.tasks.base import Bench
 
 # Changes when other features would be computed for the same key.

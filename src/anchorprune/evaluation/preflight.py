@@ -17,8 +17,10 @@ from anchorprune.models.base import ModelSpec
 from anchorprune.models.languages import nllb_code
 from anchorprune.pruning.budget import solve
 from anchorprune.pruning.cost import image_tower_flops
+from anchorprune.pruning.gate import check_bank, read_classifier
 from anchorprune.pruning.injection import check_layers
 from anchorprune.strategies.base import Strategy
+from anchorprune.strategies.cascade import Cascade
 from anchorprune.tasks.base import split_of
 from anchorprune.towers import find_tower
 
@@ -66,13 +68,22 @@ def check_shards(requests: Sequence[Request]) -> None:
     for pruning in (request.pruning for request in requests):
         if pruning is not None and pruning.couples_batch:
             raise UserError(
-                f"{pruning.name} {pruning.flags()}: one image chooses for its whole batch, and shards have other "
-                "batches than one process; evaluate it unsharded"
+                f"{pruning.name} {pruning.flags()}: {_coupling(pruning)}, and shards have other batches than one "
+                "process; evaluate it unsharded"
             )
+
+
+def _coupling(pruning: Strategy) -> str:
+    """How the images of a batch depend on each other."""
+    if pruning.acts == "stages":
+        return "the images of a batch share out who goes on (a margin would not)"
+    return "one image chooses for its whole batch"
 
 
 def check_tower(model: ModelSpec, strategy: Strategy | None) -> None:
     """Raise UserError where the model's tower cannot be pruned so, or with None, its attention not be read."""
+    if isinstance(strategy, Cascade) and strategy.gate_texts is not None:
+        check_bank(read_classifier(strategy.gate_texts, "gate_texts"))
     if (built := skeleton(model.library, model.name)) is None:
         return  # then loading it will tell
     try:

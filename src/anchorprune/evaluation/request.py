@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ class Request:
         if self.compute.skip_load and not (self.task.keeps_features and self.compute.feature_root):
             why = f"{self.task.name} keeps no features" if self.compute.feature_root else "there is no feature_root"
             raise FieldError("skip_load", True, f"{why}; leave it out")
+        if self.pruning is not None:
+            self.task.check_pruning(self.pruning)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it; `from_dict` reads it."""
@@ -165,8 +168,8 @@ class Request:
             "batch_size": compute.batch_size if self._batches_decide else None,
             "limit": data.limit,
             "seed": data.seed if data.limit or not model.pretrained or self.task.trains else None,
-            "pruning": self.pruning.as_dict(content) if self.pruning else None,
-            **self.task.values(content),
+            "pruning": {"strategy": self.pruning.name, **self.pruning.by_content(content)} if self.pruning else None,
+            **self.task.by_content(content),
         }
         if (spec := repr(data)) not in known:
             known[spec] = json.dumps(stamp(data))
@@ -234,7 +237,7 @@ class Request:
         if compute.skip_load:
             words.append("--skip_load")
         if self.pruning:
-            words += ["--enable_pruning", "--strategy", self.pruning.name, *self.pruning.flags().split()]
+            words += ["--enable_pruning", "--strategy", self.pruning.name, *shlex.split(self.pruning.flags())]
         return words
 
 

@@ -89,25 +89,6 @@ def is_torchscript(path: str) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def check_real(tensor: Any, dim: int) -> None:
-    """ValueError, with the reason, for what is no plain tensor of `dim` dimensions of real numbers.
-
-    Of what `torch.load` reads: sparse, quantised, nested and meta tensors are none, nor is one that says that it is
-    larger than what was stored of it.
-    """
-    if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"is {type(tensor).__name__}, not a tensor")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-        kinds = {"quantised": tensor.is_quantized, "nested": tensor.is_nested, "without numbers": tensor.is_meta}
-        raise ValueError(f"is {next((kind for kind, yes in kinds.items() if yes), 'sparse')}, not a plain tensor")
-    if tensor.dim() != dim or not tensor.numel():
-        raise ValueError(f"has the shape {list(tensor.shape)}, not {dim} dimensions with numbers in them")
-    if not tensor.is_floating_point():
-        raise ValueError(f"holds numbers of the type {str(tensor.dtype).removeprefix('torch.')}, not float32")
-    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-        raise ValueError(f"has the shape {list(tensor.shape)}, and fewer numbers are stored")
-
-
 def refuse_complex(path: str) -> None:
     """FieldError for a checkpoint of complex weights, of which loading takes the real parts alone.
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from anchorprune.errors import UserError
 from anchorprune.files import replacing
-from anchorprune.models.checkpoint import check_real
 from anchorprune.models.digest import add_model
+from anchorprune.reading import check_real
 
 # Changes when other numbers would be computed for the same key.
 _VERSION = 1

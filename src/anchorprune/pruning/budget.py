@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from anchorprune.errors import FieldError
 from anchorprune.pruning import prune
+from anchorprune.pruning.cascade import cost_by_share
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies.base import Strategy
+from anchorprune.strategies.cascade import Cascade
 from anchorprune.towers import find_tower
 
 
@@ -29,20 +33,23 @@ def solve(model: nn.Module, strategy: Strategy, target_gmacs: float) -> Strategy
         fix = f"must be above 0 and below what the unpruned tower costs, {dense:.2f}"
         raise FieldError("target_gmacs", f"{target_gmacs:g}", fix)
     budgets = strategy.budgets(tower.num_patches, len(tower.blocks))
+    cost: Callable[[Strategy], float] = partial(gmacs, model)
+    if isinstance(strategy, Cascade):
+        cost = cost_by_share(model, strategy)
     # Along the budgets the cost falls; a first few may cost more than not pruning at all, by their selection.
     low, high = 0, len(budgets) - 1
-    if (least := gmacs(model, budgets[high])) > target_gmacs:
+    if (least := cost(budgets[high])) > target_gmacs:
         text = f"{strategy.name} gets down to {least:.2f} here (%s); give a larger number"
         smallest = budgets[high]
         raise FieldError("target_gmacs", f"{target_gmacs:g}", text % smallest.spelled(), typed=text % smallest.flags())
     while low < high:
         middle = (low + high) // 2
-        if gmacs(model, budgets[middle]) <= target_gmacs:
+        if cost(budgets[middle]) <= target_gmacs:
             high = middle
         else:
             low = middle + 1
     # A budget may cost a trifle more than the next larger one: where it is the first to choose in one more block.
-    while high >= 2 and gmacs(model, budgets[high - 2]) <= target_gmacs:
+    while high >= 2 and cost(budgets[high - 2]) <= target_gmacs:
         high -= 2
     return budgets[high]
 

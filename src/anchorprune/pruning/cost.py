@@ -22,10 +22,15 @@ def image_tower_flops(model: nn.Module) -> int:
     """FLOPs (2 per multiply-add) of the image tower for one image at its own size, selection included.
 
     Counted on the meta device, on the very operators that run: on a CPU the counter does not see fused attention.
-    A model that is pruned at the moment is counted as pruned.
+    A model that is pruned at the moment is counted as pruned; under a cascade what its images have cost on average.
+
+    Raises:
+        UserError: a model that cannot be pruned; a cascade by a margin that has seen no image.
     """
     tower = find_tower(model)
     module, pruning = tower.module, active_pruning(tower)
+    if pruning is not None and (mean := pruning.flops) is not None:
+        return mean
     height, width = pruning.input_size if pruning else tower.image_size
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}

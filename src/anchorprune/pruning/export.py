@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import StrPath, replacing, unreadable
+from anchorprune.pruning.features import features_of, method_of
 from anchorprune.pruning.injection import active_pruning
 from anchorprune.reading import json_of, reason
 from anchorprune.strategies.base import Strategy
@@ -53,13 +54,13 @@ class ImageTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         model: Any = self.model
-        if hasattr(model, "encode_image"):
-            found = model.encode_image(images)
-        elif hasattr(model, "get_image_features"):
+        if (method := method_of(model)) == "forward":
+            found = model(images)
+        elif method == "get_image_features":
             found = model.get_image_features(pixel_values=images)
         else:
-            found = model(images)
-        features = _features(found)
+            found = getattr(model, method)(images)
+        features = features_of(found)
         return F.normalize(features, dim=-1) if self.normalize else features
 
 
@@ -72,17 +73,8 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         model: Any = self.model
-        features = _features(model.encode_text(tokens))
+        features = features_of(model.encode_text(tokens))
         return F.normalize(features, dim=-1) if self.normalize else features
-
-
-def _features(found: Any) -> Tensor:
-    if isinstance(found, Tensor):
-        return found
-    for name in ("image_embeds", "pooler_output"):
-        if isinstance(features := getattr(found, name, None), Tensor):
-            return features
-    raise UserError(f"export: this model returns {type(found).__name__}, in which no features [B, D] are to be found")
 
 
 def check_format(name: str, *, run: bool = False) -> None:
@@ -102,6 +94,11 @@ def check_format(name: str, *, run: bool = False) -> None:
 
 def check_strategy(strategy: Strategy) -> None:
     """Raise UserError for a strategy that no file can hold."""
+    if strategy.acts == "stages":
+        raise UserError(
+            f"cannot export {strategy.name}: a file holds one tower, and which images go on is decided as they "
+            "run; export each stage"
+        )
     if strategy.couples_batch:
         raise UserError(
             f"cannot export {strategy}: one image would choose for whatever batch it comes in; use "

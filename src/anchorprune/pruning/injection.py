@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,11 @@ from anchorprune.pruning.preprocessing import resized_straight
 from anchorprune.pruning.record import Record
 from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.base import Strategy
+from anchorprune.strategies.cascade import Cascade
 from anchorprune.towers import Tower, find_tower
+
+if TYPE_CHECKING:
+    from anchorprune.pruning.cascade import Stages
 
 # The handle's name in the `__dict__` of a pruned tower's first block, which is the same however one came to the tower.
 _HANDLE = "anchorprune_handle"
@@ -57,6 +61,7 @@ def prune(
             was put into the model's blocks would be passed over.
 
     Drops what torch.compile has compiled in this process, which would not notice; it is compiled again when called.
+    A `Cascade` runs several copies of the model (`pruning/cascade.py`); its handle has `bank` and `shares`, too.
     In training keep the model pruned until after `backward()`: gradient checkpointing runs the blocks again.
 
     Warns:
@@ -76,6 +81,10 @@ def prune(
             fix = f"give it or {both[0]}, not both"
             raise FieldError("target_gmacs", target_gmacs, fix, typed=f"give it or --{both[0]}, not both")
         strategy = solve(model, strategy, target_gmacs)
+    if isinstance(strategy, Cascade):
+        from anchorprune.pruning.cascade import Cascading  # which prunes
+
+        return Cascading(model, strategy)
     return Pruning(find_tower(model), strategy, small_images)
 
 
@@ -143,7 +152,7 @@ class Pruning:
         self._passes = Passes()
         self._depth = 0
         self._tower: Any = tower
-        self._hooks: Hooks | None = None
+        self._hooks: Hooks | Stages | None = None
         if tower is None:  # pruning is switched off
             return
 
@@ -259,6 +268,16 @@ class Pruning:
         """Whether this budget drops tokens: in the last forward pass, or before one, at the tower's own image size."""
         return self._hooks is not None and self._hooks.dropped()
 
+    @property
+    def shares(self) -> list[float] | None:
+        """Of a cascade: the share of the images that each stage has encoded; None before the first image."""
+        return None
+
+    @property
+    def flops(self) -> int | None:
+        """Of a cascade: what an image costs on average (2 per multiply-add); None where counting the tower tells."""
+        return None
+
     def kept_before(self, block: int | None) -> Tensor | None:
         """`kept` as it was for the tokens that entered this block, counted from 1; None: for those that came out."""
         return self.record.kept_before(block)
@@ -320,11 +339,12 @@ class Pruning:
 def check_layers(tower: Tower, strategy: Strategy) -> None:
     """Raise FieldError for a strategy that acts in a block that the tower does not have."""
     blocks = len(tower.blocks)
-    if (last := max(strategy.schedule(tower.num_patches, blocks), default=0)) > blocks:
-        fix = f"this tower has blocks 1 … {blocks}"
-        if strategy.layer_field:
-            raise FieldError(strategy.layer_field, last, f"{fix}; choose one of them")
-        raise UserError(f"{strategy.name} acts in block {last}: {fix}")
+    for each in strategy.parts:
+        if (last := max(each.schedule(tower.num_patches, blocks), default=0)) > blocks:
+            fix = f"this tower has blocks 1 … {blocks}"
+            if each.layer_field:
+                raise FieldError(each.layer_field, last, f"{fix}; choose one of them")
+            raise UserError(f"{each.name} acts in block {last}: {fix}")
 
 
 def restore(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from anchorprune.evaluation.statistics import wilson
-from anchorprune.strategies import registry
+from anchorprune.strategies import known
 
 MISSING = "–"
 
@@ -105,7 +105,7 @@ def row(
 
 def _first_block(pruning: Mapping[str, Any]) -> int | None:
     """The block that a strategy acts in first, where a field of it says so."""
-    strategy = registry().get(str(pruning.get("strategy")))
+    strategy = known().get(str(pruning.get("strategy")))
     layers = pruning.get(strategy.layer_field) if strategy and strategy.layer_field else None
     return layers[0] if isinstance(layers, list) and layers else layers or None
 

@@ -42,8 +42,8 @@ class Strategy(Fields, ABC):
     """Decides which tokens go on from some of the blocks."""
 
     # Where in a block it acts: at its input, or between its attention and its MLP, where the block's queries and keys
-    # are there already.
-    acts: ClassVar[Literal["input", "inside"]] = "input"
+    # are there already. `stages`: in none, but through other strategies, one after the other (`cascade`).
+    acts: ClassVar[Literal["input", "inside", "stages"]] = "input"
     # The fields that say how much is kept, of which `target_gmacs` solves one.
     budget_fields: ClassVar[tuple[str, ...]] = ()
     # The field that says in which blocks it acts; None where none does.
@@ -102,13 +102,18 @@ class Strategy(Fields, ABC):
         return
 
     @property
+    def parts(self) -> tuple[Strategy, ...]:
+        """The strategies that act in a tower: itself, or where it acts in stages those of its stages."""
+        return (self,)
+
+    @property
     def couples_batch(self) -> bool:
         """Whether what is kept of an image depends on which images are in its batch."""
         return False
 
-    def as_dict(self, content: Callable[[str], str | None] | None = None) -> dict[str, Any]:
-        """`{"strategy": name, field: value, …}`, as it stands in a result's JSON; `content` as in `values`."""
-        return {"strategy": self.name, **self.values(content)}
+    def as_dict(self) -> dict[str, Any]:
+        """`{"strategy": name, field: value, …}`, as it stands in a result's JSON."""
+        return {"strategy": self.name, **self.values()}
 
     def to_dict(self) -> dict[str, Any]:
         """`as_dict` with the version of its form, for a file of its own; `from_dict` reads both."""

@@ -26,6 +26,7 @@ from anchorprune.models import load
 from anchorprune.models.base import LoadedModel, ModelSpec
 from anchorprune.pruning import prune
 from anchorprune.pruning.budget import solve
+from anchorprune.pruning.cascade import Cascading
 from anchorprune.pruning.copies import sharing_copy
 from anchorprune.pruning.cost import (
     image_tower_flops,
@@ -34,8 +35,10 @@ from anchorprune.pruning.cost import (
     time_in_turns,
     waited_seconds,
 )
+from anchorprune.pruning.features import features_of
 from anchorprune.strategies import RECOMMENDED, Wanted
 from anchorprune.strategies.base import Strategy
+from anchorprune.strategies.cascade import Cascade
 from anchorprune.studies.ways import ways_of
 from anchorprune.towers import find_tower
 
@@ -43,6 +46,7 @@ SEARCHED = (RECOMMENDED, "tome", "anchor")
 
 # Share of the timing spent waiting for the processor from which on its numbers are called unreliable.
 BUSY = 0.05
+TEXTS = 100  # random ones, by which a cascade tells who goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +199,8 @@ def speed(
         return strategy if target is None else solve(loaded.model, strategy, target)
 
     ways = ways_of(SEARCHED if strategies is None else strategies, target_gmacs, solved)
+    for way in ways:
+        _check(way.strategies[0], compile_mode)
     tried = [None, *(way.strategies[0] for way in ways)]  # one draw takes the time of any other
     environment = runtime.environment()
     if say:
@@ -213,6 +219,16 @@ def speed(
             stacklevel=2,
         )
     return Speeds(spec, found, environment, repeats, compile_mode, busy)
+
+
+def _check(strategy: Strategy, compile_mode: str | None) -> None:
+    """Raise FieldError for what cannot be timed."""
+    if isinstance(strategy, Cascade) and strategy.min_margin is not None:
+        raise FieldError(
+            "min_margin", strategy.min_margin, "random images have no telling margins; give a share to time"
+        )
+    if isinstance(strategy, Cascade) and compile_mode is not None:
+        raise FieldError("compile", compile_mode, "a cascade is no one graph; time it without")
 
 
 def _loaded(spec: ModelSpec, runtime: Runtime, seed: int) -> LoadedModel:
@@ -243,10 +259,14 @@ def measure(
     images = torch.randn(batch_size, 3, *tower.image_size, generator=torch.Generator().manual_seed(seed))
     images = images.to(device, runtime.images)
     candidates = [_Candidate(model, strategy, compile_mode) for strategy in strategies]
+    generator = torch.Generator().manual_seed(seed)
     memory = []
     # Not inference_mode: on a CPU, under autocast, it takes F.linear off its fast path (torch 2.14).
     with torch.no_grad(), runtime.autocast(), _room_for(len(candidates)) if compile_mode else nullcontext():
+        width = features_of(candidates[0].encode(images)).shape[-1]
         for candidate in candidates:
+            if isinstance(candidate.pruning, Cascading):
+                candidate.pruning.bank = torch.randn(width, TEXTS, generator=generator)
             candidate.encode(images)  # warms up, and says how many tokens are kept
             reset_peak_memory(device)
             candidate.encode(images)
@@ -275,10 +295,16 @@ class _Candidate:
     def __init__(self, model: Any, strategy: Strategy | None, compile_mode: str | None) -> None:
         model = sharing_copy(model)
         self.strategy = strategy
-        self.pruning = prune(model, strategy) if strategy else None
-        self.flops = image_tower_flops(model)
         module = find_tower(model).module
+        # A cascade in the method that is timed, which here is the tower's own.
+        self.pruning = prune(module if isinstance(strategy, Cascade) else model, strategy) if strategy else None
+        self._model, self._flops = model, image_tower_flops(model)
         self.encode = module if compile_mode is None else torch.compile(module, mode=compile_mode, fullgraph=True)
+
+    @property
+    def flops(self) -> int:
+        """Of an image; of a cascade's the mean."""
+        return image_tower_flops(self._model) if isinstance(self.pruning, Cascading) else self._flops
 
     @property
     def tokens(self) -> int | None:

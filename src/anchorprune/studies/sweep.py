@@ -24,6 +24,8 @@ from anchorprune.strategies import Wanted, standalone
 from anchorprune.strategies.base import Strategy
 from anchorprune.studies.ways import UNPRUNED, Way, evaluate_ways, mean_scores, ways_of
 
+LONG = 150  # bytes of a file's name from which on it is cut short
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -119,7 +121,7 @@ def sweep(
 
     Args:
         request: without a pruning.
-        strategies: names or strategies; None: every strategy there is.
+        strategies: names or strategies; None: every strategy that prunes a tower (all but `cascade`).
         target_gmacs: solve each strategy's budget for each of these; None: the budgets as they are.
         model, dataset: your own, as in `evaluate`.
         progress: a bar, where standard error is a terminal; or how else one wants to be told.
@@ -150,7 +152,10 @@ def plan(
         solver = partial(preflight.solved, request.model)
     else:
         solver = partial(_solved, model)
-    return [UNPRUNED, *ways_of(standalone() if strategies is None else strategies, target_gmacs, solver)]
+    ways = ways_of(standalone() if strategies is None else strategies, target_gmacs, solver)
+    for way in ways:
+        way.requests(request)  # which the task may refuse
+    return [UNPRUNED, *ways]
 
 
 def _solved(model: LoadedModel, strategy: Strategy, target_gmacs: float | None) -> Strategy:
@@ -160,7 +165,7 @@ def _solved(model: LoadedModel, strategy: Strategy, target_gmacs: float | None) 
 def file_name(strategy: Strategy | None) -> str:
     """What the result of this way is called in a sweep's folder."""
     name = f"{strategy.name} {strategy.flags()}" if strategy else "unpruned"
-    return short_name(re.sub(r"[^\w.]+", "_", name.strip())) + ".json"
+    return short_name(re.sub(r"[^\w.]+", "_", name.strip()).strip("_")) + ".json"
 
 
 def _measured(way: Way, found: Sequence[Result], unpruned: Result) -> Measured:

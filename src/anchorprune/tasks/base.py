@@ -18,6 +18,7 @@ from anchorprune.errors import FieldError
 from anchorprune.fields import Fields, option
 from anchorprune.models.base import LoadedModel
 from anchorprune.progress import QUIET, Reporting
+from anchorprune.strategies.base import Strategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +152,10 @@ class Task(Fields, ABC):
     trains: ClassVar[bool] = False
     # Whether what `forward` gives, which must not depend on the task's fields then, is kept for the next run.
     keeps_features: ClassVar[bool] = False
+    # Whether `prepare` makes a classifier of texts, by which a cascade can tell how sure an answer is.
+    classifies: ClassVar[bool] = False
+    # Whether `forward` reads features of images alone (`encode_image`), which is what a cascade gives.
+    reads_features: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -174,6 +179,16 @@ class Task(Fields, ABC):
     def check(self) -> None:
         """Raise UserError for what can be found wrong before a model is loaded, such as a file that is not there."""
         return
+
+    def check_pruning(self, strategy: Strategy) -> None:
+        """Raise FieldError for a strategy that cannot do what this task measures."""
+        if strategy.acts != "stages":
+            return
+        if not self.reads_features:
+            raise FieldError("strategy", strategy.name, f"gives features, and {self.name} reads tokens; name another")
+        if not self.classifies and getattr(strategy, "gate_texts", None) is None:
+            said = f"{self.name} has no classifier that says which images are unsure; give "
+            raise FieldError("strategy", strategy.name, f"{said}gate_texts", typed=f"{said}--gate_texts")
 
     def transform(self, own: Transform) -> Transform:
         """What becomes of each image as it is read, by the model's own transform."""

@@ -38,6 +38,7 @@ class Captioning(Task):
 
     name: ClassVar[str] = "captioning"
     kinds: ClassVar[tuple[str, ...]] = ("captions",)
+    reads_features: ClassVar[bool] = False
 
     spice: str = option(
         "yes", "whether to compute SPICE, which fetches 400 MB once and takes minutes", choices=("yes", "no")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anchorprune.errors import FieldError, UserError
-from anchorprune.reading import exists, reason
+from anchorprune.reading import exists
 from anchorprune.tasks.base import Bench, EncodeSplit, Outcomes, Task, option
 from anchorprune.tasks.counting import ClassCounts
 
@@ -31,6 +31,7 @@ class ZeroShotClassification(Task):
     name: ClassVar[str] = "zeroshot_classification"
     kinds: ClassVar[tuple[str, ...]] = ("classes", "labels")
     scored_kinds: ClassVar[tuple[str, ...]] = ("classes",)  # of several labels an image none is right or wrong
+    classifies: ClassVar[bool] = True
 
     load_clfs: tuple[str, ...] = option((), "use saved classifiers, averaged", kind=str, file=True)
 
@@ -147,28 +148,11 @@ def load_classifiers(paths: Sequence[str], num_classes: int) -> Tensor:
     """
     import torch
 
-    from anchorprune.models.checkpoint import check_real
+    from anchorprune.pruning.gate import read_classifier
 
     loaded: list[Tensor] = []
     for path in paths:
-        try:
-            classifier = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError as error:
-            raise FieldError("load_clfs", path, "no such file") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # torch.load raises half a dozen kinds for a file that it cannot read
-            raise FieldError("load_clfs", path, f"is no saved tensor ({reason(error)})") from error
-        try:
-            check_real(classifier, 2)
-        except ValueError as error:
-            fix = f"must hold one tensor [features, classes], as save_clf writes it; {error}"
-            raise FieldError("load_clfs", path, fix) from error
-        classifier = classifier.float()
-        if broken := int((~classifier.isfinite()).any(dim=0).sum()):
-            raise FieldError(
-                "load_clfs", path, f"{broken} of its {classifier.shape[1]} classes hold numbers that are not finite"
-            )
+        classifier = read_classifier(path, "load_clfs")
         if classifier.shape[1] != num_classes:
             raise FieldError(
                 "load_clfs",
