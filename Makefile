@@ -1,9 +1,10 @@
-# make demo · make test · make check · make bench; each sets up .venv first when it has to.
+# make demo · make test · make check · make bench; each sets up .venv first when it has to. An environment that is there
+# already, with its torch, is used as it is when it is named: make demo VENV=$$VIRTUAL_ENV
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test check bench setup dist clean
 
 demo: setup
 	$(BIN)/anchorprune demo
@@ -29,12 +30,27 @@ bench: setup
 	fi; \
 	exit $$failed
 
+# The wheel and the sdist, in dist/, looked at by twine; with tools of its own, some 60 MB.
+dist:
+	test -x .venv-dist/bin/twine || { $(PYTHON) -m venv .venv-dist && .venv-dist/bin/pip install --quiet build twine; }
+	rm -rf dist && .venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+
 setup: $(VENV)/.installed
 
+# pip leaves a torch alone that is there and new enough.
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	    echo "$(VENV) has torch already: some 600 MB of other packages are downloaded if they are missing"; \
+	else \
+	    echo "Downloading torch, on Linux with CUDA some 3 GB, and some 600 MB of other packages, to $(VENV). Without"; \
+	    echo "CUDA it is 0.2 GB: install torch and torchvision from torch's CPU index (pytorch.org) into an environment"; \
+	    echo "and run make demo VENV=that-environment. pip's cache keeps what was downloaded."; \
+	fi
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# Only what it made: an environment that was named is left alone.
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-dist build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -238,8 +238,8 @@ def test_without_a_network_a_tag_is_one_line(here: Path) -> None:
     ended = process(NO_NETWORK, HF_HOME=str(here / "hub"), HOME=str(here))
     [line] = ended.stderr.splitlines()
     assert ended.returncode == 2
-    assert line.startswith("anchorprune: error: --model ViT-B-32 --pretrained openai: cannot get the weights (")
-    assert line.endswith("check the network, or give a local checkpoint file with --pretrained")
+    assert line.startswith("anchorprune: error: --pretrained openai: cannot get the weights (of ViT-B-32: ")
+    assert line.endswith("check the network, or give a local checkpoint file")
     assert not list(here.rglob("*.json"))
 
 

@@ -112,7 +112,10 @@ def test_a_checkpoint_of_another_architecture(world: World, vision: dict[str, in
         ({"a": torch.zeros(16, 3)}, "--load_clfs clf.in: must hold one tensor [features, classes]"),
         (torch.zeros(16), "--load_clfs clf.in: must hold one tensor [features, classes]"),
         (torch.zeros(16, 5), "--load_clfs clf.in: holds 5 classes ([16, 5]), the data set has 3"),
-        (torch.zeros(8, 3), "the classifier is for features of width 8, the model's have 16: give --load_clfs files"),
+        (
+            torch.zeros(8, 3),
+            "the classifier is for features of width 8, the model's have 16: give classifiers (load_clfs)",
+        ),
     ],
 )
 def test_a_classifier_that_does_not_fit(world: World, content: object, said: str) -> None:

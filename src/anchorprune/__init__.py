@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from anchorprune.tasks.zeroshot_classification import ZeroShotClassification
     from anchorprune.tokens import TokenPlan, Tokens
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first use (PEP 562): `anchorprune --help` must not wait for torch, nor `prune` for data sets and pages.
 _HOME = {

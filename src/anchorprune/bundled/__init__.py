@@ -31,7 +31,8 @@ def register() -> None:
 def check_weights(model: str) -> None:
     """Raise UserError unless `--pretrained bundled` can be had for `model`."""
     if model != MODEL:
-        raise FieldError("pretrained", TAG, f"these are weights of --model {MODEL}, not of {model}; name that model")
+        said = f"these are weights of {{}}{MODEL}, not of {model}; name that model"
+        raise FieldError("pretrained", TAG, said.format("the model "), typed=said.format("--model "))
     if not WEIGHTS.is_file():
         raise FieldError("pretrained", TAG, f"the file {WEIGHTS} is missing from this installation; install it again")
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import os
+import sys
 import warnings
 from functools import partial
 from typing import Any
@@ -22,7 +23,8 @@ from anchorprune.fields import true_or_false
 from anchorprune.files import StrPath
 from anchorprune.outputs import Read, check_outputs
 from anchorprune.scale.jobs import Engine, Job
-from anchorprune.strategies import known, make_strategy
+from anchorprune.scale.ranks import launched
+from anchorprune.strategies import RECOMMENDED, known, make_strategy
 from anchorprune.strategies.base import Strategy
 from anchorprune.tasks.base import Task
 
@@ -155,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--skip_load: needs no model and no images to share; leave --shard_samples out")
     with engine_of(args) as engine:
         runs, failures, total = engine.planned(lambda: _planned(args, engine))
+        if runs:
+            _name_the_recommended(args)
         jobs = {_job(args, run): run for run in runs}
         for job, (result,) in results_of(args, engine, list(jobs), partial(_announce, args), failures):
             try:
@@ -277,6 +281,16 @@ def _strategy(args: argparse.Namespace) -> Strategy | None:
         has = "has" if len(idle) == 1 else "have"
         warnings.warn(f"without --enable_pruning, {', '.join(idle)} {has} no effect", stacklevel=2)
     return None
+
+
+def _name_the_recommended(args: argparse.Namespace) -> None:
+    """Who asks for pruning and no more gets the described method, and is told of the recommended one."""
+    if args.enable_pruning and args.strategy is None and not given_fields(args) and args.verbose and not launched()[0]:
+        print(
+            "anchorprune: --enable_pruning alone is the described method (--strategy anchor); "
+            f"the recommended one is --strategy {RECOMMENDED}",
+            file=sys.stderr,
+        )
 
 
 def _warn_of_idle_task_flags(args: argparse.Namespace, runs: list[Run]) -> None:

@@ -141,11 +141,12 @@ def build_upstream(spec: DataSpec, transform: Transform, task: str) -> Any:
     languages = _languages(Path(str(builder.__file__)).parent)
     prompted = kind in ("classes", "labels") and name != "babel_imagenet"
     if prompted and language not in languages and not templates_file:
+        said, meant = f"clip-benchmark has templates in {', '.join(languages)}", did_you_mean(language, languages)
         raise FieldError(
             "language",
             language,
-            f"clip-benchmark has templates in {', '.join(languages)}; choose one of them or "
-            f"give --custom_template_file.{did_you_mean(language, languages)}",
+            f"{said}; choose one of them or give a file of templates.{meant}",
+            typed=f"{said}; choose one of them or give --custom_template_file.{meant}",
         )
     if language != "en" and not spec.annotation_file and (kind == "choices" or name == "mscoco_captions"):
         raise FieldError("language", language, f"the captions of {name} are in English; give en.")  # upstream takes any
@@ -229,7 +230,7 @@ def _builder() -> ModuleType:
             from clip_benchmark.datasets import builder
     except ImportError as err:
         raise UserError(
-            f"--dataset: clip-benchmark's data sets need a package that is not installed ({one_line(err)}); "
+            f"clip-benchmark's data sets need a package that is not installed ({one_line(err)}); "
             "pip install 'anchorprune[zoo]'."
         ) from err
     return builder
@@ -279,12 +280,8 @@ def _explain(
         )
     if isinstance(err, TypeError):
         return None
-    return FieldError(
-        "dataset",
-        name,
-        f"is not in {root} and could not be downloaded or read ({one_line(err)}); "
-        "check --dataset_root and the network.",
-    )
+    said = f"is not in {root} and could not be downloaded or read ({one_line(err)}); check"
+    return FieldError("dataset", name, f"{said} root and the network.", typed=f"{said} --dataset_root and the network.")
 
 
 def class_names(dataset: Any) -> list[str] | None:

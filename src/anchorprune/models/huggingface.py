@@ -112,7 +112,9 @@ def _config(model: str, cache_dir: str | None, trust: bool = False) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError("--model_type hf: needs transformers: pip install transformers") from error
+        raise UserError(
+            "models of Hugging Face need a package that is not installed: pip install transformers"
+        ) from error
     try:
         with no_foreign_code(model, trust):
             config = transformers.AutoConfig.from_pretrained(model, cache_dir=cache_dir, trust_remote_code=trust)

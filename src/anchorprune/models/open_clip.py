@@ -218,16 +218,14 @@ def _loading_error(model: str, pretrained: str, error: Exception) -> UserError:
         return FieldError("model", model, f"needs a Python package that is not installed ({lines[0][:160]})")
     if os.path.isfile(pretrained):
         if "loading state_dict" in lines[0]:
-            return FieldError(
-                "pretrained",
-                pretrained,
-                f"holds weights of another architecture than {model} ({lines[1][:120]}); "
-                "give the --model that it was saved from",
-            )
+            said = f"holds weights of another architecture than {model} ({lines[1][:120]}); give the"
+            own = "model that it was saved from"
+            return FieldError("pretrained", pretrained, f"{said} {own}", typed=f"{said} --{own}")
         kind = "" if isinstance(error, RuntimeError) or not str(error) else f"{type(error).__name__}: "
         return FieldError("pretrained", pretrained, f"is damaged or no checkpoint ({kind}{' '.join(lines)[:160]})")
     reason = " ".join(lines).rpartition("Last error: ")[2]
-    return UserError(
-        f"--model {model} --pretrained {pretrained}: cannot get the weights ({reason[:200]}); "
-        "check the network, or give a local checkpoint file with --pretrained"
+    return FieldError(
+        "pretrained",
+        pretrained,
+        f"cannot get the weights (of {model}: {reason[:200]}); check the network, or give a local checkpoint file",
     )

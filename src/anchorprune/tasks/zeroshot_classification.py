@@ -191,7 +191,7 @@ class ZeroShot:
         if out.shape[1] != self.classifier.shape[0]:
             raise UserError(
                 f"the classifier is for features of width {self.classifier.shape[0]}, the model's have "
-                f"{out.shape[1]}: give --load_clfs files that were made with this model"
+                f"{out.shape[1]}: give classifiers (load_clfs) that were made with this model"
             )
         # In float32 also under autocast: in bfloat16 the logits of close classes tie.
         logits = (100.0 * out.float() @ self.classifier).cpu()
