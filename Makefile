@@ -1,10 +1,10 @@
-# make demo · make test · make check · make bench; each sets up .venv first when it has to. An environment that is there
-# already, with its torch, is used as it is when it is named: make demo VENV=$$VIRTUAL_ENV
+# make demo · make test · make check · make docs · make bench; each sets up .venv first when it has to. An environment that
+# is there already, with its torch, is used as it is when it is named: make demo VENV=$$VIRTUAL_ENV
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench setup dist clean
+.PHONY: demo test check docs bench setup dist clean
 
 demo: setup
 	$(BIN)/anchorprune demo
@@ -17,6 +17,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Into site/, of docs/, the parsers, the docstrings and the schema of results; a warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Each says whether it met its target; make goes on and fails at the end. With UPSTREAM=path/to/clip_benchmark (in an
 # environment of its own, see benchmarks/end_to_end.py) whole commands are timed too.
@@ -53,4 +57,4 @@ $(VENV)/.installed: pyproject.toml
 
 # Only what it made: an environment that was named is left alone.
 clean:
-	rm -rf .venv .venv-dist build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-dist build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ import torch
 from support import every_task
 from support.launched import environment, free_port, said, torchrun
 from support.material import World, command, make_wds, read, tree
+from support.schema import complaints
 
 from anchorprune import DataSpec, ModelSpec, Request, tasks
 from anchorprune.commands._requests import Run, dealt
@@ -89,6 +90,7 @@ def test_any_number_of_ranks_finds_what_one_process_finds_for_every_task(
     assert {path.name for path in Path("out").glob("*.json")} == names
     for name in names:
         same(Path("out") / name, folder / name)
+        assert complaints(read(Path("out") / name)) == []  # as result.schema.json says, whatever the task
 
 
 def same(a: Path, b: Path) -> None:
