@@ -24,7 +24,7 @@ from anchorprune.fields import Fields
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "src/anchorprune/evaluation/result.schema.json"
 # Pages of the repository's root, by what they are called in the site.
-OUTSIDE = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
+OUTSIDE = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "report-a-hole.md"}
 COMMANDS = "reference/commands"
 # The folders that public names live in, in the order of a reader's questions.
 TOPICS = {
