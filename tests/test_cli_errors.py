@@ -68,7 +68,10 @@ def process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
         (["--val_split", "a", "--val_proportion", "0.1"], "--val_proportion: not allowed with argument --val_split"),
         # the strategy
-        (["--enable_pruning", "--strategy", "anchr"], "--strategy anchr: choose one of anchor, cls_attention, "),
+        (
+            ["--enable_pruning", "--strategy", "anchr"],
+            "--strategy anchr: choose one of anchor, calibrated, ",
+        ),
         (["--enable_pruning", "--strategy", "anchr"], "Did you mean 'anchor'?"),
         (["--enable_pruning", "--strategy", "random", "--top_m", "5"], "--top_m 5: strategy 'random' has no such"),
         (["--enable_pruning", "--keep_patches", "5"], "--keep_patches 5: strategy 'anchor' has no such"),

@@ -78,7 +78,7 @@ def test_the_model_is_an_open_clip_model_with_as_many_tokens_as_vit_b_16() -> No
 
 def test_bundled_weights_fit_their_own_model_alone() -> None:
     with pytest.raises(
-        UserError, match=r"pretrained='bundled': these are weights of --model anchorprune-demo, not of ViT"
+        UserError, match=r"pretrained='bundled': these are weights of the model anchorprune-demo, not of ViT"
     ):
         tower_file.check("ViT-B-32", "bundled")
     with pytest.raises(UserError, match=r"model='anchorprune-dem': .* Did you mean 'anchorprune-demo'\?"):

@@ -154,7 +154,7 @@ def make_hostile(folder: Path) -> dict[str, str]:
         "endless.jpg": "not a regular file",
         "waiting.jpg": "not a regular file",
         "vast.png": "pixels",
-        "sparse.jpg": "more than an image can have",
+        "sparse.jpg": "more than are read",
     }
 
 

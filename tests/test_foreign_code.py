@@ -153,13 +153,12 @@ def test_a_model_that_transformers_has_not_is_refused_with_the_flag(hf: Path) ->
     assert not ran()
 
 
-@pytest.mark.parametrize("line", ["eval", "sweep", "tune", "speed", "encode", "export"])
+@pytest.mark.parametrize("line", ["eval", "sweep", "speed", "encode", "export"])
 @pytest.mark.usefixtures("here")
 def test_every_command_refuses_it_in_one_line(world: Any, local: Path, line: str) -> None:
     rest: dict[str, list[object]] = {
         "eval": [*world.things, *FLAGS],
         "sweep": [*world.things, *FLAGS, "--strategies", "random"],
-        "tune": [*world.things, *FLAGS, "--max_drop", 1],
         "speed": [],
         "encode": ["--input", world.folder / "things", "--out", "out"],
         "export": ["--output", "m.onnx"],

@@ -24,7 +24,7 @@ from anchorprune.commands import build_parser, commands
 from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.fields import Fields
 from anchorprune.report import page, tune_page
-from anchorprune.strategies import registry
+from anchorprune.strategies import known as strategies
 
 PACKAGE = Path(anchorprune.__file__).parent
 
@@ -69,7 +69,7 @@ def read_by(file: str) -> set[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             read.add(node.value)
     classes: list[type[Fields] | type[EncodeRequest]] = [EncodeRequest] if file == "encode" else []
-    classes += registry().values() if "given_fields" in nodes else []
+    classes += strategies().values() if "given_fields" in nodes else []
     classes += tasks.registry().values() if "_task" in nodes else []
     return read | {field.name for each in classes for field in dataclasses.fields(each)}
 

@@ -119,6 +119,10 @@ def open_folder(name: str, *, split: str, transform: Transform, classnames: str 
         )
     if top == path and split != WHOLE:  # its images would count for every split
         raise FieldError("split", split, f"{path} has no folder {split} with one subfolder of images a class in it.")
+    if (odd := next((each for each in folders if not _is_text(each)), None)) is not None:
+        raise FieldError(
+            "dataset", name, f"the name of the folder {odd!a} is no UTF-8, and no class is called so; rename it"
+        )
     if classnames is not None:
         classes = custom_classes(classnames, name)
         targets = positions(folders, classes, f"custom_classname_file={classnames!r}")
@@ -257,3 +261,10 @@ def read_templates(file: Path) -> list[str]:
     if not lines:
         raise UserError(f"{file}: is empty; give one template a line, such as {GENERAL_TEMPLATES[0]!r}.")
     return check_templates(lines, str(file))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False

@@ -263,7 +263,9 @@ def load(path: StrPath) -> Result:
         request = Request.from_dict(content["request"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if odd := _odd(content, _OURS, whole=True) or _odd(content["metrics"], dict.fromkeys(content["metrics"], _NUMBER)):
+    # clip-benchmark's probe has a truth among its metrics
+    metrics = {name: value for name, value in content["metrics"].items() if not isinstance(value, bool)}
+    if odd := _odd(content, _OURS, whole=True) or _odd(metrics, dict.fromkeys(metrics, _NUMBER)):
         raise UserError(f"{path}: not a whole result, {odd}; run its eval")
     metrics = {name: math.nan if value is None else value for name, value in content["metrics"].items()}
     return Result(request=request, metrics=metrics, outcomes=outcomes, **{name: content[name] for name in kept})

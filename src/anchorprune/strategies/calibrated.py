@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -39,7 +40,8 @@ class Calibrated(CompositeStrategy):
     entry: int = option(0, "which of its budgets, counted from 0, the most expensive first")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "calibration", str(self.calibration))
+        if isinstance(self.calibration, os.PathLike):
+            object.__setattr__(self, "calibration", os.fspath(self.calibration))
         super().__post_init__()
         if self.entry < 0:
             raise FieldError("entry", self.entry, "must be 0 or more")

@@ -84,7 +84,7 @@ class ZeroTPrune(StepwiseStrategy):
         """The patches' importance after so many rounds of votes in each head's graph `[B, H, N, N]`: `[B, n]`."""
         scores = page_rank(graph, rounds, cls)[:, :, prefix:]
         scores = scores / scores.mean(dim=2, keepdim=True)
-        variance = scores.var(dim=2, correction=0)
+        variance = (scores - scores.mean(dim=2, keepdim=True)).square().mean(dim=2)  # Tensor.var warns of no images
         says = (variance >= self.min_head_variance) & (variance <= self.max_head_variance)  # [B, H]
         says = (says | ~says.any(dim=1, keepdim=True)).to(scores.dtype).unsqueeze(2)
         return ((scores.square() * says).sum(dim=1) / says.sum(dim=1)).sqrt()
