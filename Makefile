@@ -1,16 +1,21 @@
-# make demo · make test · make check · make docs · make bench; each sets up .venv first when it has to. An environment that
-# is there already, with its torch, is used as it is when it is named: make demo VENV=$$VIRTUAL_ENV
+# make demo · make test · make check · make fuzz · make docs · make bench; each sets up .venv first when it has to. An
+# environment that is there already, with its torch, is used as it is when it is named: make demo VENV=$$VIRTUAL_ENV
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs bench setup dist clean
+.PHONY: demo test fuzz check docs bench setup dist clean
 
 demo: setup
 	$(BIN)/anchorprune demo
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# Random files for every reader and random command lines, for so long; what fails is left in tests/corpus.
+MINUTES ?= 60
+fuzz: setup
+	FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/test_fuzz.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -241,3 +241,16 @@ def test_a_calibration_is_not_calibrated_again(world: tuple[list[Any], Path]) ->
     )
     assert again.code == 2
     assert "calibrate the strategies that it is made of" in again.err[0]
+
+
+@pytest.mark.parametrize("made", ["calibrated", "cascade"])
+def test_a_calibration_of_what_is_made_of_others_is_refused_for_it_could_name_itself(made: str, tmp_path: Path) -> None:
+    model = make_clip()
+    path = written(tmp_path / "c.safetensors", model, COARSE)
+    inner = {
+        "calibrated": {"calibration": path},
+        "cascade": {"stages": (f"calibrated --calibration {path}", "unpruned")},
+    }
+    written(tmp_path / "c.safetensors", model, make_strategy(made, **inner[made]))
+    with pytest.raises(UserError, match=rf"holds the strategy '{made}', which is made of others"):
+        anchorprune.prune(model, "calibrated", calibration=path)

@@ -38,8 +38,8 @@ from anchorprune.models.texts import cached, classifier_key, prompts_of
 from anchorprune.pruning.export import read_about
 from anchorprune.reading import check_real
 from anchorprune.report.csv import build
+from anchorprune.strategies import known as strategies
 from anchorprune.strategies import make_strategy
-from anchorprune.strategies import registry as strategies
 from anchorprune.strategies.base import Strategy
 from anchorprune.studies.compare import compare
 from anchorprune.studies.sweep import sweep
@@ -196,6 +196,9 @@ def test_a_metric_that_is_not_finite_is_none_in_clip_benchmarks_own_results(here
         {"pruning": {"strategy": "anchor", "name": 1}},
         {"pruning": {"strategy": "anchor", "alpha": [0.5]}},
         {"pruning": {"strategy": "anchor", "k_anchors": 1 << 64}},
+        {"pruning": {"strategy": "cascade", "stages": 1}},
+        {"pruning": {"strategy": "cascade", "stages": [1, 2]}},
+        {"pruning": {"strategy": "calibrated", "calibration": 1}},
         {"version": None},
     ],
     ids=str,

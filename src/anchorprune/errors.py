@@ -26,6 +26,8 @@ class FieldError(UserError):
 
     def __init__(self, field: str, value: object, fix: str, *, typed: str | None = None) -> None:
         """`typed`: the fix for somebody who typed a flag, where it names fields."""
+        # a key of JSON that is no field may be anything
+        field = field if field.isprintable() and len(field) <= 100 else ascii(field[:100])
         super().__init__(f"{field}={_short(repr, value)}: {fix}")
         self.field, self.value, self.fix, self.typed = field, value, fix, typed or fix
 

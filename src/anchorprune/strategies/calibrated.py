@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import StrPath, write_bytes
+from anchorprune.reading import json_of
 from anchorprune.strategies.base import CompositeStrategy, Strategy, option
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Calibration:
 
         try:
             with safe_open(str(path), framework="pt") as file:
-                names, content = list(file.keys()), json.loads((file.metadata() or {}).get(KEY, "null"))
+                names, content = list(file.keys()), json_of((file.metadata() or {}).get(KEY, "null"))
                 tensors = {name: file.get_tensor(name) for name in names}
         except Exception as error:  # safetensors', json's and the file system's
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
@@ -153,6 +154,11 @@ class Calibration:
         if content.get("version") != VERSION:
             raise UserError(f"is of version {content.get('version')!r}; this anchorprune reads version {VERSION}")
         strategies = tuple(Strategy.from_dict(each) for each in given)
+        if made := next(
+            (each for each in strategies if isinstance(each, CompositeStrategy) or each.acts == "stages"), None
+        ):
+            # `calibrate` writes none; one that names this very file would have no end
+            raise UserError(f"holds the strategy {made.name!r}, which is made of others; calibrate those")
         alignments = tuple(
             Alignment(_tensor(tensors, f"{i}.matrix", 2), _tensor(tensors, f"{i}.bias", 1))
             for i in range(len(strategies))

@@ -46,7 +46,7 @@ class Cascade(Strategy):
     )
 
     def __post_init__(self) -> None:
-        stages = (self.stages,) if isinstance(self.stages, (str, Strategy)) else self.stages
+        stages = self.stages if isinstance(self.stages, (tuple, list)) else (self.stages,)
         object.__setattr__(self, "stages", tuple(map(_spelled, stages)))
         super().__post_init__()
         if len(self.stages) < 2:
@@ -97,6 +97,8 @@ def _spelled(stage: str | Strategy | None) -> str:
     """A stage as it is typed, the same for equal ones."""
     if isinstance(stage, str):
         stage = _parsed(stage)
+    elif stage is not None and not isinstance(stage, Strategy):  # of JSON
+        raise FieldError("stages", stage, "must be strategies, each a text with its flags, or unpruned")
     if stage is not None and stage.acts == "stages":
         raise FieldError("stages", stage.name, "a cascade is no stage of another; name all stages in one")
     return UNPRUNED if stage is None else f"{stage.name} {stage.flags()}".rstrip()
