@@ -254,3 +254,24 @@ def test_a_calibration_of_what_is_made_of_others_is_refused_for_it_could_name_it
     written(tmp_path / "c.safetensors", model, make_strategy(made, **inner[made]))
     with pytest.raises(UserError, match=rf"holds the strategy '{made}', which is made of others"):
         anchorprune.prune(model, "calibrated", calibration=path)
+
+
+def test_no_output_is_the_weights_or_the_calibration(world: tuple[list[Any], Path], tmp_path: Path) -> None:
+    model, top = world
+    data, weights = ["--dataset", f"folder:{top / 'flat'}"], model[model.index("--pretrained") + 1]
+    before = weights.read_bytes()
+    refused = command("calibrate", *model, *data, "--out", weights)
+    assert refused.code == 2
+    assert "--out" in refused.err[0]
+    assert weights.read_bytes() == before
+    path = tmp_path / "c.safetensors"
+    made = command(
+        "calibrate", *model, *data, "--num_workers", 0, "--strategies", "coarse --keep_patches 4", "--out", path
+    )
+    assert made.code == 0, made.err
+    content = path.read_bytes()
+    pruning = ["--enable_pruning", "--strategy", "calibrated", "--calibration", path]
+    refused = command("eval", *model, *data, "--task", "fidelity", *pruning, "--output", path)
+    assert refused.code == 2
+    assert "--output" in refused.err[0]
+    assert path.read_bytes() == content

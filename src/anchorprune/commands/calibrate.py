@@ -8,7 +8,7 @@ from functools import partial
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
 from anchorprune.commands._requests import single_request
-from anchorprune.files import check_output
+from anchorprune.outputs import check_outputs
 
 HELP = "measure on unlabelled images what pruning does to features, for --strategy calibrated to undo it"
 
@@ -36,9 +36,10 @@ def run(args: argparse.Namespace) -> None:
     request = single_request(args)
     strategies = parse_strategies(args.strategies)
 
+    from anchorprune.evaluation.inputs import reads_of
     from anchorprune.studies.calibrate import calibrate
 
-    check_output(args.out, "out")
+    check_outputs([("out", args.out)], reads_of(request))
     found = calibrate(
         request,
         strategies=strategies or (),

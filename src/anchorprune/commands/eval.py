@@ -205,7 +205,7 @@ def _pruned(args: argparse.Namespace, runs: list[Run], engine: Engine, failures:
     if args.attention_images < 1:
         raise FieldError("attention_images", args.attention_images, "must be 1 or more")
     strategy = _strategy(args)
-    check_outputs(_outputs(args, runs), _reads(args, runs))
+    check_outputs(_outputs(args, runs), _reads(args, runs, strategy))
     if args.attention_output and not args.extract_attention:
         warnings.warn("without --extract_attention, --attention_output has no effect", stacklevel=2)
 
@@ -255,10 +255,11 @@ def _outputs(args: argparse.Namespace, runs: list[Run]) -> list[tuple[str, StrPa
     return named
 
 
-def _reads(args: argparse.Namespace, runs: list[Run]) -> list[Read]:
-    from anchorprune.evaluation.inputs import reads_of
+def _reads(args: argparse.Namespace, runs: list[Run], strategy: Strategy | None) -> list[Read]:
+    from anchorprune.evaluation.inputs import field_reads, reads_of
 
-    return list(dict.fromkeys([*list_files(args), *(read for run in runs for read in reads_of(run.request))]))
+    found = [*list_files(args), *(read for run in runs for read in reads_of(run.request))]
+    return list(dict.fromkeys([*found, *(field_reads(strategy) if strategy else ())]))
 
 
 def _strategy(args: argparse.Namespace) -> Strategy | None:

@@ -25,7 +25,7 @@ from anchorprune.embeddings.loading import LONGEST, Loaded, Reader, shown
 from anchorprune.embeddings.request import FOLDERS, EncodeRequest
 from anchorprune.embeddings.tower import Encoded, PrunedTower
 from anchorprune.errors import FieldError, UserError
-from anchorprune.evaluation.inputs import model_reads
+from anchorprune.evaluation.inputs import field_reads, model_reads
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import StrPath, output_folder, real_path
 from anchorprune.models import check as check_model
@@ -138,6 +138,7 @@ def encode(
 def _check_apart(request: EncodeRequest, out: Path) -> None:
     """FieldError where what is read lies where this writes."""
     reads = [*model_reads(request.model), *(Read("input", file) for file in files_of(request))]
+    reads += field_reads(request.pruning) if request.pruning else []
     check_names("out", out, _FILES, reads)
     folders = [real_path(out / name) for name in FOLDERS[request.format]]
     for read in reads:

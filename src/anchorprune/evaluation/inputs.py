@@ -14,9 +14,11 @@ from anchorprune.datasets.base import DataSpec
 from anchorprune.datasets.remote import is_url
 from anchorprune.errors import UserError
 from anchorprune.evaluation.request import Request
+from anchorprune.fields import Fields
 from anchorprune.files import user_cache
 from anchorprune.models.base import ModelSpec
 from anchorprune.outputs import Read
+from anchorprune.strategies.cascade import Cascade
 
 # Of the formats of photographs; a table may name any file with one of these beside it.
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jfif")
@@ -27,12 +29,9 @@ def reads_of(request: Request) -> Iterator[Read]:
     """Every file and folder that the request names."""
     yield from model_reads(request.model)
     yield from data_reads(request.data)
-    for field in dataclasses.fields(request.task):
-        if field.metadata.get("file"):
-            value = getattr(request.task, field.name)
-            for path in value if isinstance(value, tuple) else (value,):
-                if path:
-                    yield Read(field.name, path)
+    yield from field_reads(request.task)
+    if request.pruning:
+        yield from field_reads(request.pruning)
     compute = request.compute
     for name, kept in (("clf_cache", compute.clf_cache), ("feature_root", compute.feature_root)):
         if kept:
@@ -40,6 +39,20 @@ def reads_of(request: Request) -> Iterator[Read]:
     if compute.clf_cache is None:
         with suppress(UserError):  # of a user without a home
             yield Read("clf_cache", user_cache())
+
+
+def field_reads(fields: Fields) -> Iterator[Read]:
+    """The files that the fields of a task or a strategy name, and those of a cascade's stages."""
+    for field in dataclasses.fields(fields):
+        if field.metadata.get("file"):
+            value = getattr(fields, field.name)
+            for path in value if isinstance(value, tuple) else (value,):
+                if path:
+                    yield Read(field.name, path)
+    if isinstance(fields, Cascade):
+        for stage in fields.strategies:
+            if stage:
+                yield from field_reads(stage)
 
 
 def model_reads(model: ModelSpec) -> Iterator[Read]:
