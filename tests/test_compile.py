@@ -10,16 +10,13 @@ import warnings
 import pytest
 import torch
 from support.models import make_visual
-from test_pruning import SMALL, promised
+from support.strategies import KINDS, SMALL, across, every_kind, every_strategy, promised
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 import anchorprune
 from anchorprune import UserError
 from anchorprune.pruning.record import Record
-from anchorprune.strategies import standalone
-
-every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +41,9 @@ def test_a_pruned_model_compiles_into_one_graph(strategy: str, images: Tensor) -
         assert torch.equal(pruning.kept, kept.flip(0))
 
 
-@every_strategy
-@pytest.mark.parametrize("target", ["the compiled model", "the model inside"])
+@pytest.mark.parametrize(
+    ("target", "strategy"), across(["the compiled model", "the model inside"], KINDS, kinds=("coarse", "tome"))
+)
 @torch.no_grad()
 def test_a_model_compiled_before_is_pruned_all_the_same(strategy: str, target: str, images: Tensor) -> None:
     visual = make_visual()
@@ -108,18 +106,19 @@ def test_torchscript_is_refused(images: Tensor) -> None:
         anchorprune.prune(scripted, "random", keep_patches=3)
 
 
-@every_strategy
-@pytest.mark.parametrize("pruned_first", [False, True])
+@pytest.mark.parametrize(
+    ("order", "strategy"), across(["pruned first", "unpruned first"], KINDS, kinds=("coarse", "tome"))
+)
 @torch.no_grad()
 def test_two_compiled_models_of_one_class_do_not_run_each_others_code(
-    strategy: str, pruned_first: bool, images: Tensor
+    strategy: str, order: str, images: Tensor
 ) -> None:
     dense, pruned = make_visual(), make_visual()
     expected = dense(images)
     with anchorprune.prune(pruned, strategy, **SMALL[strategy]) as pruning:
         expected_pruned = pruned(images)
         calls = [(dense, expected), (pruned, expected_pruned)]
-        for model, features in reversed(calls) if pruned_first else calls:
+        for model, features in reversed(calls) if order == "pruned first" else calls:
             pruning.record = Record()
             compiled = torch.compile(model, backend="eager", fullgraph=True)
             torch.testing.assert_close(compiled(images), features)
@@ -128,7 +127,7 @@ def test_two_compiled_models_of_one_class_do_not_run_each_others_code(
         assert pruning.tokens_after == promised(strategy)
 
 
-@every_strategy
+@every_kind
 @torch.no_grad()
 def test_a_pruned_model_is_compiled_once(strategy: str, images: Tensor) -> None:
     counter = CompileCounter()

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from support.models import TOKENS
-from test_pruning import SMALL
+from support.strategies import SMALL
 from torch import Tensor
 
 from anchorprune.evaluation.encoding import Encoder, EncodersInTurns

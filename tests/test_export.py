@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from support.libraries import LIBRARIES, encode, timm_vit
 from support.models import IMAGE_SIZE, make_clip, make_visual
-from test_pruning import SMALL
+from support.strategies import SMALL
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms.v2.functional import resize

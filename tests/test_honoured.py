@@ -17,7 +17,7 @@ import torch
 import transformers
 from support.libraries import LIBRARIES, VISION, encode, hf_clip, hf_dinov2, hf_vit, lively, timm_eva, timm_vit
 from support.models import make_clip, make_visual
-from test_pruning import SMALL, every_strategy
+from support.strategies import SMALL, across, every_kind, every_strategy
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -55,8 +55,7 @@ ADAPTED: dict[str, tuple[Callable[[], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("what", ADAPTED)
-@every_strategy
+@pytest.mark.parametrize(("what", "strategy"), across(ADAPTED))
 @torch.no_grad()
 def test_adapters_count_as_if_they_were_merged(what: str, strategy: str, images: Tensor) -> None:
     make, targets = ADAPTED[what]
@@ -120,8 +119,7 @@ QUANTISED = {
 }
 
 
-@pytest.mark.parametrize("library", QUANTISED)
-@every_strategy
+@pytest.mark.parametrize(("library", "strategy"), across(QUANTISED))
 @torch.no_grad()
 def test_a_dynamically_quantised_model_is_pruned_as_it_is(library: str, strategy: str, images: Tensor) -> None:
     model = QUANTISED[library]()
@@ -167,8 +165,7 @@ PARAMETRISED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", PARAMETRISED)
-@every_strategy
+@pytest.mark.parametrize(("what", "strategy"), across(PARAMETRISED))
 @torch.no_grad()
 def test_parametrisations_count(what: str, strategy: str, images: Tensor) -> None:
     make, path = PARAMETRISED[what]
@@ -214,8 +211,7 @@ def hooked(library: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
-@pytest.mark.parametrize("library", HOOKED)
-@every_strategy
+@pytest.mark.parametrize(("library", "strategy"), across(HOOKED))
 @torch.no_grad()
 def test_every_hook_fires_as_often_as_unpruned_or_is_refused(
     library: str, strategy: str, kind: str, images: Tensor
@@ -283,7 +279,7 @@ def own_class(block: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [own_forward, own_method, own_attention, own_class])
-@every_strategy
+@every_kind
 @torch.no_grad()
 def test_code_of_the_users_own_runs_or_is_refused(change: Any, strategy: str, images: Tensor) -> None:
     visual = make_visual()
@@ -352,7 +348,7 @@ def test_the_one_tower_in_a_module_around_it_is_found(library: str, images: Tens
 
 
 @pytest.mark.parametrize(("kind", "where"), [("ViT", "vit"), ("DeiT", "deit"), ("Dinov2", "dinov2")])
-@every_strategy
+@every_kind
 @torch.no_grad()
 def test_a_classifier_of_transformers_is_its_tower_and_a_head(
     kind: str, where: str, strategy: str, images: Tensor

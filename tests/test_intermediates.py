@@ -9,15 +9,13 @@ import pytest
 import torch
 import transformers
 from support.libraries import LIBRARIES, hf_vision, in_open_clip
-from test_pruning import SMALL
+from support.strategies import SMALL, across, every_strategy
 from torch import Tensor
 
 import anchorprune
 from anchorprune import UserError
-from anchorprune.strategies import registry, standalone
+from anchorprune.strategies import registry
 from anchorprune.towers import find_tower
-
-every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +64,7 @@ NOT_IN_4 = r"output_attentions: .* use anchorprune\.get_vision_attention"
 OF_TRANSFORMERS = ["CLIP", "ChineseCLIP", "Siglip"]
 
 
-@pytest.mark.parametrize("kind", OF_TRANSFORMERS)
-@every_strategy
+@pytest.mark.parametrize(("kind", "strategy"), across(OF_TRANSFORMERS))
 @torch.no_grad()
 def test_hidden_states_have_the_tokens_of_each_block(kind: str, strategy: str, images: Tensor) -> None:
     model, seen = hf_vision(kind), []
@@ -83,9 +80,8 @@ def test_hidden_states_have_the_tokens_of_each_block(kind: str, strategy: str, i
         assert torch.equal(x, own[0] if isinstance(own, tuple) else own)
 
 
-@pytest.mark.parametrize("kind", OF_TRANSFORMERS)
 @pytest.mark.parametrize("asked", ["call", "config"])
-@every_strategy
+@pytest.mark.parametrize(("kind", "strategy"), across(OF_TRANSFORMERS))
 @torch.no_grad()
 def test_attentions_are_those_of_each_block(kind: str, asked: str, strategy: str, images: Tensor) -> None:
     model = hf_vision(kind)  # eager; transformers has no attentions to hand out of any other

@@ -13,7 +13,7 @@ import transformers
 from support import naive
 from support.libraries import LIBRARIES, as_transformers, encode, hf_vision, timm_eva
 from support.models import LAYERS, make_clip
-from test_pruning import COVERING, SMALL
+from support.strategies import COVERING, SMALL, across, every_strategy
 from torch import Tensor
 
 import anchorprune
@@ -24,7 +24,7 @@ from anchorprune.tokens import Tokens, attention_from, attention_received, head_
 from anchorprune.towers import find_tower
 
 every_library = pytest.mark.parametrize("library", LIBRARIES)
-every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))
+across_libraries = pytest.mark.parametrize(("library", "strategy"), across(LIBRARIES))
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +52,7 @@ def test_the_two_halves_of_a_block_are_the_block(library: str, images: Tensor) -
         assert q.shape[1] == tower.num_heads(block)
 
 
-@every_library
-@every_strategy
+@across_libraries
 @torch.no_grad()
 def test_every_strategy_prunes_every_tower(library: str, strategy: str, images: Tensor) -> None:
     model = LIBRARIES[library]()
@@ -79,8 +78,7 @@ def test_every_strategy_prunes_every_tower(library: str, strategy: str, images: 
     assert not covering.effective
 
 
-@every_library
-@every_strategy
+@across_libraries
 @torch.no_grad()
 def test_images_are_pruned_each_on_its_own(library: str, strategy: str, images: Tensor) -> None:
     model = LIBRARIES[library]()

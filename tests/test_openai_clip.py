@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.libraries import clip, openai_clip
-from test_pruning import SMALL
+from support.strategies import SMALL
 from torch import Tensor, nn
 
 import anchorprune

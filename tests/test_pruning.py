@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.models import LAYERS, TOKENS, make_clip, make_visual
+from support.strategies import COVERING, SMALL, across, every_kind, every_strategy, promised
 from torch import nn
 
 import anchorprune
@@ -18,47 +19,6 @@ from anchorprune.errors import FieldError
 from anchorprune.pruning.budget import solve
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import make_strategy, registry, standalone
-
-# A budget that prunes the small towers of these tests, and one that covers all of their tokens.
-SMALL = {
-    "anchor": {"k_anchors": 2, "top_m": 4},
-    "cls_attention": {"prune_layers": 2, "keep_patches": 6},
-    "coarse": {"keep_patches": 6, "grid_share": 0.5},
-    "evit": {"prune_layers": (2, 3), "keep_patches": 6},
-    "max_min": {"keep_patches": 6},
-    "pitome": {"r": 3},
-    "random": {"keep_patches": 6},
-    "rapid_like": {"r": 3},
-    "thin": {"keep_patches": 6},
-    "tofu": {"r": 3},
-    "token_transforming": {"prune_layers": (2, 3), "keep_patches": 6},
-    "tome": {"r": 3},
-    "vwt_intra": {"keep_patches": 6},
-    "zero_tprune": {"prune_layers": (2, 3), "keep_patches": 6},
-}
-COVERING = {
-    "anchor": {"k_anchors": 10, "top_m": 50},
-    "cls_attention": {"prune_layers": 2, "keep_patches": 16},
-    "coarse": {"keep_patches": 16},
-    "evit": {"prune_layers": 2, "keep_ratio": 1.0},
-    "max_min": {"keep_patches": 60},
-    "pitome": {"r": 0},
-    "random": {"keep_patches": 16},
-    "rapid_like": {"r": 0},
-    "thin": {"keep_patches": 16},
-    "tofu": {"r": 0},
-    "token_transforming": {"prune_layers": 2, "keep_patches": 16},
-    "tome": {"r": 0},
-    "vwt_intra": {"keep_ratio": 1.0},
-    "zero_tprune": {"prune_layers": 2, "keep_patches": 16},
-}
-
-every_strategy = pytest.mark.parametrize("strategy", sorted(standalone()))
-
-
-def promised(strategy: str) -> int:
-    """Tokens that come out of the small towers under `SMALL`."""
-    return 1 + min(make_strategy(strategy, **SMALL[strategy]).schedule(TOKENS - 1, LAYERS).values())
 
 
 def make_custom_visual(**options: object) -> nn.Module:
@@ -72,15 +32,14 @@ TOWERS = {
     "average pooling": lambda: make_visual(pool_type="avg", final_ln_after_pool=True),
     "CoCa pooler": lambda: make_visual(attentional_pool=True, attn_pooler_heads=4, output_dim=16),
 }
-every_tower = pytest.mark.parametrize("tower", TOWERS)
+across_towers = pytest.mark.parametrize(("tower", "strategy"), across(TOWERS))
 
 
 def test_every_strategy_has_budgets_here() -> None:
     assert set(SMALL) == set(COVERING) == set(standalone())
 
 
-@every_tower
-@every_strategy
+@across_towers
 @torch.no_grad()
 def test_a_pruned_model_keeps_as_many_tokens_as_promised(strategy: str, tower: str, images: torch.Tensor) -> None:
     model = TOWERS[tower]()
@@ -97,8 +56,7 @@ def test_a_pruned_model_keeps_as_many_tokens_as_promised(strategy: str, tower: s
     assert not torch.allclose(pruned, dense)
 
 
-@every_tower
-@every_strategy
+@across_towers
 @torch.no_grad()
 def test_a_budget_that_covers_all_tokens_changes_no_bit(strategy: str, tower: str, images: torch.Tensor) -> None:
     model = TOWERS[tower]()
@@ -125,8 +83,7 @@ def test_the_warning_names_a_budget_that_does_prune(strategy: str, visual: nn.Mo
     assert typed == " ".join(f"--{name} {value}" for name, value in (one.split("=") for one in text.split(", ")))
 
 
-@every_tower
-@every_strategy
+@across_towers
 @torch.no_grad()
 def test_restoring_is_exact(strategy: str, tower: str, images: torch.Tensor) -> None:
     model = TOWERS[tower]()
@@ -192,8 +149,7 @@ def test_pruning_equals_running_the_blocks_by_hand_on_the_selected_tokens(
     assert torch.equal(pruning.kept, kept)
 
 
-@every_tower
-@every_strategy
+@across_towers
 @torch.no_grad()
 def test_reordering_a_batch_reorders_its_outputs(strategy: str, tower: str, images: torch.Tensor) -> None:
     model = TOWERS[tower]()
@@ -204,8 +160,7 @@ def test_reordering_a_batch_reorders_its_outputs(strategy: str, tower: str, imag
         assert torch.equal(pruning.kept, kept[order])
 
 
-@every_tower
-@every_strategy
+@across_towers
 @torch.no_grad()
 def test_one_image_alone_gives_what_it_gives_in_a_batch_of_64(strategy: str, tower: str) -> None:
     model = TOWERS[tower]()
@@ -353,7 +308,7 @@ def test_apply_pruning_to_model_with_pruning_off_leaves_the_model_alone(
 # A budget from a cost.
 
 
-@every_strategy
+@every_kind
 def test_a_target_takes_the_place_of_a_budget(strategy: str, visual: nn.Module) -> None:
     cls = registry()[strategy]
     others = {name: value for name, value in SMALL[strategy].items() if name not in cls.budget_fields}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from support.libraries import LIBRARIES, encode, timm_vit
 from support.models import make_visual
-from test_pruning import SMALL, every_strategy
+from support.strategies import SMALL, across
 from torch import Tensor
 
 import anchorprune
@@ -38,8 +38,7 @@ def batches(count: int) -> list[Tensor]:
 # Threads.
 
 
-@pytest.mark.parametrize("library", SERVED)
-@every_strategy
+@pytest.mark.parametrize(("library", "strategy"), across(SERVED))
 def test_threads_that_share_a_pruned_model_get_what_one_thread_gets(library: str, strategy: str) -> None:
     model, images = make(library), batches(24)
     with torch.inference_mode(), anchorprune.prune(model, strategy, **SMALL[strategy]) as pruning:
@@ -112,8 +111,7 @@ def test_a_with_block_inside_another_ends_nothing(images: Tensor) -> None:
 
 
 # open_clip, transformers and Eva of timm do not take an empty batch themselves.
-@pytest.mark.parametrize("library", [name for name in LIBRARIES if name.startswith("timm ViT")])
-@every_strategy
+@pytest.mark.parametrize(("library", "strategy"), across(name for name in LIBRARIES if name.startswith("timm ViT")))
 @torch.no_grad()
 def test_no_images_have_no_features(library: str, strategy: str) -> None:
     model = make(library)
@@ -127,8 +125,7 @@ def test_no_images_have_no_features(library: str, strategy: str) -> None:
 # Files and copies.
 
 
-@pytest.mark.parametrize("library", FILED)
-@every_strategy
+@pytest.mark.parametrize(("library", "strategy"), across(FILED))
 @torch.no_grad()
 def test_a_pruned_model_comes_out_of_a_file_pruned_and_can_be_restored(
     library: str, strategy: str, images: Tensor
@@ -165,8 +162,9 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("library", ["open_clip", "timm ViT"])
-@pytest.mark.parametrize("strategy", ["anchor", "coarse", "tome"])
+@pytest.mark.parametrize(
+    ("library", "strategy"), [("open_clip", "coarse"), ("open_clip", "anchor"), ("timm ViT", "tome")]
+)
 @torch.no_grad()
 def test_another_process_that_never_heard_of_us_can_read_it(
     library: str, strategy: str, images: Tensor, tmp_path: Path

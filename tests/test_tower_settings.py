@@ -14,7 +14,7 @@ import torch
 from support.libraries import LIBRARIES, hf_vision, in_open_clip, lively, timm_eva, timm_vit
 from support.material import checkpoint, register
 from support.models import HEADS, IMAGE_SIZE, LAYERS, make_clip, make_visual
-from test_pruning import SMALL
+from support.strategies import SMALL
 from torch import Tensor
 
 import anchorprune

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.libraries import LIBRARIES, encode
 from support.models import make_visual
-from test_pruning import SMALL, every_strategy
+from support.strategies import SMALL, every_strategy
 from torch import Tensor, nn
 
 import anchorprune
@@ -64,7 +64,7 @@ torch.set_num_threads(1)
 import anchorprune
 from support.models import make_visual
 from support.libraries import LIBRARIES
-from test_pruning import SMALL
+from support.strategies import SMALL
 
 def make(library):
     torch.manual_seed(0)

@@ -31,7 +31,7 @@ from anchorprune.towers import find_tower
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class FittedCalibration:
     """What `calibrate` found.
 
     Attributes:
@@ -70,7 +70,7 @@ def calibrate(
     dataset: Any = None,
     progress: bool | Reporting = True,
     say: Callable[[str], object] | None = None,
-) -> Calibrated:
+) -> FittedCalibration:
     """Fit what brings pruned features nearer to the unpruned ones of the same images. Nothing is trained.
 
     Args:
@@ -122,7 +122,7 @@ def calibrate(
         ],
     }
     made = Calibration(chosen, tuple(one.alignment for one in fits), tower, about)
-    return Calibrated(made, fits, gmacs, len(unpruned))
+    return FittedCalibration(made, fits, gmacs, len(unpruned))
 
 
 @dataclass(frozen=True)
