@@ -193,3 +193,12 @@ def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str
 
     assert main([]) == 0
     assert capsys.readouterr().out == build_parser().format_help()
+
+
+def test_help_says_what_a_flag_is_when_it_is_not_given() -> None:
+    told = " ".join(subparser(build_parser(), "sweep").format_help().split())
+    assert "--batch_size BATCH_SIZE images encoded at once (default: 64)" in told
+    assert "also chooses the images of --limit (default: 0)" in told
+    assert "k of Recall@k (default: 5)" in told
+    assert "(default: None)" not in told
+    assert "%(default)s" not in told

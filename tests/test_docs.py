@@ -124,6 +124,15 @@ def test_the_first_python_example_runs(page: Path, monkeypatch: pytest.MonkeyPat
     assert "17 7" in capsys.readouterr().out
 
 
+def test_both_readmes_have_the_same_sections_commands_and_figures() -> None:
+    english, chinese = (page.read_text(encoding="utf-8") for page in READMES)
+    assert re.findall(r"^##+(?= )", english, re.MULTILINE)[:13] == re.findall(r"^##+(?= )", chinese, re.MULTILINE)[:13]
+    assert set(commands(READMES[0])) <= set(commands(READMES[1]))
+    table = re.compile(r"^\| [^|]*\|( \d+ \| [\d.]+ \| [\d. ×]*\| [\d.]+ ± [\d.]+ \|)$", re.MULTILINE)
+    assert len(table.findall(english)) == 7
+    assert table.findall(english) == table.findall(chinese)
+
+
 @pytest.mark.parametrize("page", READMES, ids=names(READMES))
 def test_the_first_python_example_costs_what_it_says(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

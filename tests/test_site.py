@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 from pathlib import Path
@@ -41,7 +42,8 @@ def test_nothing_is_fetched_from_elsewhere_when_it_is_read() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_of_a_command_is_on_its_page(name: str, pages: ModuleType) -> None:
     page = pages.command_page(name, COMMANDS[name])
-    flags = {option for action in COMMANDS[name]._actions for option in action.option_strings} - {"-h", "--help"}
+    shown = [action for action in COMMANDS[name]._actions if action.help is not argparse.SUPPRESS]
+    flags = {option for action in shown for option in action.option_strings} - {"-h", "--help"}
     assert {flag for flag in flags if f"`{flag}`" not in page} == set()
 
 
@@ -56,3 +58,8 @@ def test_what_code_hosts_read_otherwise_is_rewritten(pages: ModuleType) -> None:
         "[a](../README.md#x) [b](../CONTRIBUTING.md)\n\n```csv photos.csv\n  - as it is\n```\n"
     )
     assert shown == '[a](index.md#x) [b](contributing.md)\n\n```csv title="photos.csv"\n  - as it is\n```\n'
+
+
+def test_what_a_screen_reader_and_a_narrow_screen_need_is_put_into_a_page(pages: ModuleType) -> None:
+    shown = pages.on_page_content("<th></th><code>x --keep_patches 3</code><pre><code>--r 3</code></pre>")
+    assert shown == ('<td></td><code>x <span class="flag">--keep_patches</span> 3</code><pre><code>--r 3</code></pre>')

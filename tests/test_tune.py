@@ -109,12 +109,18 @@ def tuned(losses: list[float], rest: int = 0, **goal: float) -> Tuned:
 def test_it_says_how_wide_so_few_images_leave_it_and_how_many_are_enough() -> None:
     text = tuned([0.0] * 50, max_drop=1.0).to_text()
     assert "Expect to lose 0.0 points of acc1 on the next images" in text
-    assert "95 % interval -7.1 to 7.1\n(Tango's score interval; from 50 images" in text  # 3.84 / 53.84
+    assert "95 % interval of the loss -7.1 to 7.1\n(Tango's score interval; from 50 images" in text  # 3.84 / 53.84
     assert "The interval reaches beyond 1 points" in text
     assert "So few images leave 7.1 points open even where none differs; for 1 it takes at least 381" in text
     assert "open" not in tuned([0.0] * 50, max_drop=10.0).to_text()
     assert "So few images leave 7.1 points open" in tuned([0.0] * 50, target_speedup=1.2).to_text()
     assert "open" not in tuned([0.0] * 400, max_drop=1.0).to_text()
+
+
+def test_it_says_no_more_than_it_knows() -> None:
+    assert tuned([0.0] * 50, max_drop=1.0).headline.endswith("may meet the goal: not certain on these images")
+    assert tuned([0.0] * 400, max_drop=1.0).headline.endswith("meets the goal")
+    assert "Expect to gain 20.0 points of acc1" in tuned([-100.0] * 10 + [0.0] * 40, max_drop=1.0).to_text()
 
 
 def test_fewer_images_than_advice_takes_are_one_line(world: World, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,28 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"^```(\w+) (\S+\.\w+)$", r'```\1 title="\2"', "".join(blocks), flags=re.MULTILINE)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """A flag is not broken in two at a line's end, and a column without a name is no empty header."""
+    parts = re.split(r"(<pre.*?</pre>)", html, flags=re.DOTALL)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"(<code>)(.*?)(</code>)", _whole_flags, parts[i], flags=re.DOTALL)
+        parts[i] = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", parts[i])
+    return "".join(parts)
+
+
+def _whole_flags(code: re.Match[str]) -> str:
+    return code[1] + re.sub(r"(?<![\w-])--?\w[\w-]*", r'<span class="flag">\g<0></span>', code[2]) + code[3]
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """What a screen reader is told: the language of the page, and what the theme's search is."""
+    if page.file.src_uri.endswith(".zh-CN.md"):
+        output = output.replace('<html lang="en"', '<html lang="zh-CN"', 1)
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Each command's parser by its name, in the order of help."""
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
@@ -104,12 +126,8 @@ def flag(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     takes = "" if action.nargs == 0 else " " + formatter._format_args(action, metavar)
     names = " or ".join(f"`{option}`" for option in action.option_strings) or f"`{action.dest}`"
     about = formatter._expand_help(action) if action.help else ""
-    default = action.default
     if action.required:
         about += " (required)"
-    elif default not in (None, False, True, "", [], argparse.SUPPRESS) and "default: " not in about:
-        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
-        about += f" (default: {shown})"
     anchor = action.option_strings[-1].strip("-") if action.option_strings else action.dest
     heading = names
     if takes and action.option_strings:

@@ -111,7 +111,7 @@ class Fields:
 def add_flag(
     parser: argparse._ActionsContainer, field: dataclasses.Field[Any], default: Any, said: str | None = None
 ) -> None:
-    """A field as a flag, with what is `said` below its help."""
+    """A field as a flag, with what is `said` behind its help."""
     several = isinstance(field.default, tuple)
     kind = field.metadata["kind"] if several or field.default is None else type(field.default)
     parser.add_argument(
@@ -120,7 +120,7 @@ def add_flag(
         nargs="+" if several else None,
         default=default,
         metavar=kind.__name__.upper(),
-        help=f"{field.metadata['help']} ({said})" if said is not None else None,
+        help=f"{field.metadata['help']} ({said})" if said is not None else field.metadata["help"],
     )
 
 

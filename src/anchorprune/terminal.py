@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
+import shutil
+from contextlib import suppress
 from typing import Any, TextIO
 
 from anchorprune.errors import UserError
 
 # Control characters but for line ends and tabs, what turns the direction of writing, halves of surrogate pairs.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+# How our own signs are written where a terminal has ASCII alone; what names hold beside them becomes `?`.
+_PLAIN = {"…": "...", "×": "x", "–": "-", "−": "-", "·": "*", "±": "+/-", "≥": ">=", "≤": "<=", "→": "->", "’": "'"}
+_SPELT = "anchorprune.spelt"
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_SPELT, _spell)
+
+
+def speak_its_encoding(stream: TextIO | None) -> None:
+    """What the stream cannot show must not end in a traceback after the work, nor as `\\u2026`."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
+        with suppress(OSError):
+            stream.reconfigure(errors=_SPELT)
+
+
+def line_width(most: int = 10_000) -> int:
+    """How wide lines may be: the terminal's width, `most` where it is wider or there is none."""
+    return min(most, max(40, shutil.get_terminal_size((most, 24)).columns))
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import io
 import os
 import pkgutil
 import sys
@@ -21,7 +20,7 @@ import anchorprune
 from anchorprune.commands._flags import Parser
 from anchorprune.commands._quiet import no_bars
 from anchorprune.errors import FieldError, FieldWarning, UserError, did_you_mean, of_the_machine
-from anchorprune.terminal import Printable, Unsaid, printable
+from anchorprune.terminal import Printable, Unsaid, printable, speak_its_encoding
 
 # What the system says where it refuses a file, which no check can foresee everywhere.
 _REFUSED = {
@@ -54,10 +53,8 @@ ORDER = (
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 after one line on stderr for bad input."""
     out = sys.stdout
-    if isinstance(out, io.TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
-        # What a terminal of another encoding cannot show must not end in a traceback after the work.
-        with suppress(OSError):
-            out.reconfigure(errors="replace")
+    speak_its_encoding(out)
+    speak_its_encoding(sys.stderr)
     if out is not None:  # closed, as by `>&-`
         sys.stdout = Printable(out)
     try:
@@ -157,7 +154,7 @@ def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(prog="anchorprune", description="Token pruning for CLIP image encoders, measured.")
     parser.add_argument("--version", action="version", version=f"anchorprune {anchorprune.__version__}")
-    subparsers = parser.add_subparsers(title="commands")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in commands().items():
         sub = subparsers.add_parser(name, help=command.HELP)
         command.add_flags(sub)

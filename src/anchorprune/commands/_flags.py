@@ -32,11 +32,23 @@ IMAGE_LIMITS = (
 SKIP_BAD_IMAGES = f"count images that cannot be read, and go on. {IMAGE_LIMITS}"
 
 
+class Help(argparse.HelpFormatter):
+    """Each flag's help ends with what it is when it is not given, where it is anything and is not said already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said, value = action.help, action.default
+        nothing = value is None or isinstance(value, bool) or value in ("", [], argparse.SUPPRESS)
+        if not said or said is argparse.SUPPRESS or nothing or "default" in said:
+            return said
+        shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return f"{said} (default: {shown.replace('%', '%%')})"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a mistake instead of the whole usage."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"formatter_class": Help, **options})
         self.register("type", int, _whole)
 
     def error(self, message: str) -> NoReturn:
@@ -70,8 +82,14 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
         help="folder or URL of the data; may hold {dataset} and {dataset_cleaned}",
     )
     add("--split", type=str, default="test", help="split to use")
-    add("--test_split", dest="split", action="store", type=str, default="test", help="split to use")
-    add("--model", type=str, nargs="+", default=["ViT-B-32-quickgelu"], help="open_clip model(s)")
+    add("--test_split", dest="split", action="store", type=str, default="test", help="the same as --split")
+    add(
+        "--model",
+        type=str,
+        nargs="+",
+        default=["ViT-B-32-quickgelu"],
+        help="model(s) of open_clip, or of what --model_type names",
+    )
     add("--pretrained", type=str, nargs="+", default=DEFAULT_PRETRAINED, help="open_clip tag(s) or checkpoint file(s)")
     add(
         "--pretrained_model",
@@ -81,7 +99,14 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
         help="'model,pretrained' pair(s), a collection (openai, openclip_base, openclip_multilingual, openclip_all) or "
         "a text file with a pair a line; --model and --pretrained are ignored then",
     )
-    add("--task", type=str, default="auto", choices=_task_choices(), help="auto: the data set's own")
+    add(
+        "--task",
+        type=str,
+        default="auto",
+        choices=_task_choices(),
+        metavar="TASK",
+        help=f"what is measured: {', '.join(tasks.registry())}; auto: the data set's own",
+    )
     add("--model_cache_dir", default=None, type=str, help="where downloaded weights are kept")
     add_trust_flag(parser)
     add("--annotation_file", default="", type=str, help="captions, for retrieval")
@@ -209,7 +234,8 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
             if f"--{field.name}" in parser._option_string_actions:
                 continue
             group = group or parser.add_argument_group(f"task {task.name}")
-            add_flag(group, field, field.default, "default: %(default)s")
+            value = field.default
+            add_flag(group, field, value, None if value is None else f"default: {typed(value)}")
 
 
 def parse_strategies(specs: Sequence[str] | None) -> list[Wanted] | None:

@@ -145,8 +145,9 @@ def compute_of(args: argparse.Namespace) -> Compute:
 def _task(args: argparse.Namespace, data: DataSpec, place: int, count: int) -> Any:
     """The task on `data`, the one at `place` of `count`."""
     name = default_task(data) if args.task == "auto" else args.task
-    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(registry()[name])}
-    for field in dataclasses.fields(registry()[name]):
+    fields = [field for field in dataclasses.fields(registry()[name]) if hasattr(args, field.name)]
+    given = {field.name: getattr(args, field.name) for field in fields}
+    for field in fields:
         if isinstance(value := given[field.name], list) and not isinstance(field.default, tuple):
             if len(value) not in (1, count):
                 raise FieldError(field.name, value, f"give one for all data sets, or one for each of the {count}")

@@ -13,6 +13,10 @@ from anchorprune.outputs import check_outputs
 HELP = "measure on unlabelled images what pruning does to features, for --strategy calibrated to undo it"
 
 
+# Of classifiers and trained tasks; only features are compared.
+IDLE = ("task", "load_clfs", "clf_cache", "feature_root")
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("what to calibrate")
     own.add_argument(
@@ -29,6 +33,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_source_flags(parser)
     flags.add_running_flags(parser)
     flags.add_progress_flags(parser)
+    for action in parser._actions:  # taken, so that an `eval` line can be typed anew, but nothing comes of them here
+        if action.dest in IDLE:
+            action.help = argparse.SUPPRESS
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from anchorprune.commands._data import add_data_flags, data_spec, task_name
 from anchorprune.commands._flags import reporting
 from anchorprune.errors import FieldError, UserError
 from anchorprune.progress import telling
+from anchorprune.terminal import line_width
 
 HELP = "list the data sets, or check every sample of some"
 
@@ -46,7 +47,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.format == "json":
         print(json.dumps([dataclasses.asdict(entry) for entry in listed], indent=2))
     else:
-        print(catalog.to_text(listed))
+        print(catalog.to_text(listed, line_width()))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from anchorprune import strategies
 from anchorprune.fields import typed
 from anchorprune.strategies.base import CompositeStrategy, Strategy
+from anchorprune.terminal import line_width
 
 HELP = "list the strategies with their fields"
 WIDTH = 96
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def listing() -> str:
-    """Each strategy: what it does, where it acts, and its fields as flags, wrapped to `WIDTH` columns."""
+    """Each strategy: what it does, where it acts, and its fields as flags, no wider than `WIDTH` or the terminal."""
     recommended = getattr(strategies, "RECOMMENDED", None)
     sections = ["\n".join(_lines(cls, name == recommended)) for name, cls in strategies.known().items()]
     return "\n\n".join(sections)
@@ -62,7 +63,7 @@ def _default(value: Any) -> str:
 def _wrapped(text: str, first: str, rest: str | None = None) -> list[str]:
     return textwrap.wrap(
         text,
-        WIDTH,
+        line_width(WIDTH),
         initial_indent=first,
         subsequent_indent=first if rest is None else rest,
         break_long_words=False,

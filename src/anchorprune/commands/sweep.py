@@ -21,6 +21,7 @@ from anchorprune.files import output_folder
 from anchorprune.outputs import check_names
 from anchorprune.scale.jobs import Engine, Job, groups
 from anchorprune.strategies import Wanted
+from anchorprune.terminal import line_width
 
 if TYPE_CHECKING:
     from anchorprune.evaluation.result import Result
@@ -221,7 +222,7 @@ def _report(args: argparse.Namespace, folder: Path, swept: list[_Swept]) -> None
     for one in swept:
         files, own = one.files(folder), folder / one.name
         found = Sweep.load(own, one.request, one.ways)
-        kept(args, f"\n{found.to_text()}", partial(found.save_report, own, command))
+        kept(args, f"\n{found.to_text(line_width())}", partial(found.save_report, own, command))
         say(args, f"\n{len(files)} results, sweep.csv, sweep.png and report.html: {own}")
         model, data = one.request.model, one.request.data
         named = {"model": model.name, "pretrained": model.pretrained, "dataset": data.name, "language": data.language}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from anchorprune.datasets import names, sources
 
+_UNKNOWN = "–"
 _TORCHVISION = {
     "cifar10": "CIFAR10", "cifar100": "CIFAR100", "imagenet1k": "ImageNet", "imagenet-w": "ImageNet",
     "imagenet1k-unverified": "ImageFolder", "imagenet_sketch": "ImageFolder", "imagenet-a": "ImageFolder",
@@ -71,18 +73,24 @@ def entries() -> list[Entry]:
     return listed
 
 
-def to_text(listed: list[Entry]) -> str:
-    """The list as columns."""
+def to_text(listed: list[Entry], width: int | None = None) -> str:
+    """The list as columns; where they are wider than `width`, a line for each, and what is known of it below."""
     rows = [("data set", "task", "samples", "from")]
     rows += [(entry.name, entry.task, _samples(entry.samples), entry.origin) for entry in listed]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    if width is not None and sum(widths) + 6 + max(len(row[3]) for row in rows) > width:
+        known = [(row[0], [cell for cell in row[1:] if cell != _UNKNOWN]) for row in rows[1:]]
+        return "\n".join(
+            textwrap.fill("; ".join([f"{name}: {cells[0]}", *cells[1:]]), width, subsequent_indent="  ")
+            for name, cells in known
+        )
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]) for row in rows
     )
 
 
 def _samples(counts: dict[str, int]) -> str:
-    return ", ".join(f"{split} {count:,}" for split, count in counts.items()) or "–"
+    return ", ".join(f"{split} {count:,}" for split, count in counts.items()) or _UNKNOWN
 
 
 def _origin(name: str) -> str:

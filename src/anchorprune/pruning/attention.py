@@ -34,7 +34,7 @@ def get_vision_attention(
         dtype: of the returned tensors; `torch.float16` halves their memory.
 
     Returns:
-        One tensor a block, `[B, H, N, N]`: softmax(q kᵀ / √d + mask) of each head, row = the token that looks. On a
+        One `[B, H, N, N]` a block, softmax(q kᵀ / √d + mask) of each head, row = the token that looks. On a
         pruned model N falls from block to block as tokens go, the handle's `kept_before(block)` says which are left,
         and merged tokens count as often as their strategy has it.
 

@@ -174,8 +174,11 @@ def p_text(p_value: float | None) -> str:
     return MISSING if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def as_text(points: Sequence[Measured]) -> str:
+def as_text(points: Sequence[Measured], width: int | None = None) -> str:
     """The table for a terminal, by GMACs, and below it the configurations on a frontier with their commands.
+
+    Args:
+        width: of the terminal, in columns; None: however wide.
 
     The speed-up is against the unpruned model among `points`.
     """
@@ -183,7 +186,7 @@ def as_text(points: Sequence[Measured]) -> str:
     order = in_order(points)
     names = [" ".join(part for part in (points[i].name, points[i].detail) if part) for i in order]
     lines = [[name, *cells(points[i], dense, marks[i])] for name, i in zip(names, order, strict=True)]
-    text = aligned([columns(points), *lines])
+    text = aligned([columns(points), *lines], width)
     if not numbers:
         return text
     listed = [
@@ -194,8 +197,9 @@ def as_text(points: Sequence[Measured]) -> str:
 
 
 ABOUT_FRONTIERS = (
-    "On a frontier (nothing measured here is more accurate at the same or a lower cost, nor as accurate at a lower\n"
-    "one; costs within 1 % count as the same; by GMACs, by images/s, or both):"
+    "On a frontier (nothing measured here is more accurate at the same or a lower\n"
+    "cost, nor as accurate at a lower one; costs within 1 % count as the same; by\n"
+    "GMACs, by images/s, or both):"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -127,14 +128,19 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def as_text(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[Row], width: int | None = None) -> str:
     """The table for a terminal."""
-    return aligned([COLUMNS, *map(cells, rows)])
+    return aligned([COLUMNS, *map(cells, rows)], width)
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of equally many cells, each column as wide as its widest: the first flush left, the others right."""
+def aligned(lines: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Lines of equally many cells, each column as wide as its widest: the first flush left, the others right.
+
+    Where they are wider than `width` (None: however wide), `stacked` instead.
+    """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        return stacked(lines, width)
     return "\n".join(
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -142,6 +148,24 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
+
+
+def stacked(lines: Sequence[Sequence[str]], width: int) -> str:
+    """The same for a narrow terminal: each line's first cell, and below it the others, each with its column's name."""
+    columns, *rows = lines
+    blocks = []
+    for row in rows:
+        named = [f"{column} {cell}" for column, cell in zip(columns[1:], row[1:], strict=True) if cell.strip()]
+        whole = [cell.replace(" ", _WHOLE) for cell in named]  # no cell is broken in two
+        text = textwrap.fill(
+            ", ".join(whole), width, initial_indent="  ", subsequent_indent="  ", break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+        blocks.append(f"{row[0]}\n{text}".replace(_WHOLE, " "))
+    return "\n".join(blocks)
+
+
+_WHOLE = "\x00"
 
 
 def percent(share: float) -> str:

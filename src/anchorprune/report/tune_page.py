@@ -8,7 +8,8 @@ from typing import Any
 from anchorprune.report.table import MISSING, times
 from anchorprune.report.templating import html
 
-COLUMNS = ["strategy", "points lost", "speed-up", "ms a batch", "images/s", "GMACs", "chosen"]
+_MILLISECONDS = "ms a batch"  # where one batch was timed
+COLUMNS = ["strategy", "points lost", "speed-up", _MILLISECONDS, "images/s", "GMACs", "chosen"]
 NOTES = (
     "Points lost are those on the images of the search, against the unpruned model in the same pass; the best of many "
     "looks better on them than it is. What is expected of the chosen one stands above, from images that it was not "
@@ -37,25 +38,26 @@ def render(
         facts: how it was measured, name -> value.
         command: what to type to get this page.
     """
+    timed = any(row["milliseconds"] is not None for row in rows)
     return html(
         "tune.html",
         title=headline,
         kicker=title,
         findings=[" ".join(part.split()) for part in text.split("\n\n")],
         found=found or "",
-        columns=COLUMNS,
-        lines=[(row["strategy"], row["flags"], _cells(row)) for row in rows],
+        columns=[column for column in COLUMNS if timed or column != _MILLISECONDS],
+        lines=[(row["strategy"], row["flags"], _cells(row, timed)) for row in rows],
         notes=[NOTES],
         facts=facts,
         command=command,
     )
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], timed: bool) -> list[str]:
     return [
         _number(row["drop"], "+.2f"),
         times(row["speed_up"]),
-        _number(row["milliseconds"], ".2f"),
+        *([_number(row["milliseconds"], ".2f")] if timed else []),
         _number(row["images_per_second"], ".1f"),
         _number(row["gmacs"], ".2f"),
         "yes" if row["chosen"] else "",

@@ -19,6 +19,7 @@ from anchorprune.evaluation.result import Result
 from anchorprune.files import output_folder, write_text
 from anchorprune.strategies import RECOMMENDED, make_strategy
 from anchorprune.strategies.base import Strategy
+from anchorprune.terminal import line_width
 
 TIMED, REPEATS = 16, 5  # photos at once in the timing, and rounds of it
 BUSY = 0.05  # share of the timing spent waiting for the processor from which on its numbers are called unreliable
@@ -199,7 +200,7 @@ def _measure(request: Request, command: str, verbose: bool) -> tuple[str, str, l
     ]
     warning = words.busy_note(busy) if busy > BUSY else ""
     page = describe(loaded, dataset, indices, found, rows, timings, command, warning)
-    return page, "\n\n".join(filter(None, [as_text(rows), warning])), results
+    return page, "\n\n".join(filter(None, [as_text(rows, line_width()), warning])), results
 
 
 def pick(truth: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[tuple[int, str]]:

@@ -46,11 +46,11 @@ class Sweep:
         """What each way cost and kept, beside the unpruned model in the same pass."""
         return [_measured(way, found, self.results[0][0]) for way, found in zip(self.ways, self.results, strict=True)]
 
-    def to_text(self) -> str:
-        """A table, and the commands of the ways that no other beats."""
+    def to_text(self, width: int | None = None) -> str:
+        """A table, no wider than `width` columns, and the commands of the ways that no other beats."""
         from anchorprune.report.frontier import as_text
 
-        return as_text(self.points)
+        return as_text(self.points, width)
 
     def to_dict(self) -> dict[str, Any]:
         """The request and the rows of the table."""

@@ -217,7 +217,11 @@ class Tuned:
     def headline(self) -> str:
         """What was found, in one line."""
         if self.best:
-            return f"{self.best.way.name} {self.best.way.flags}".rstrip() + " meets the goal"
+            way = f"{self.best.way.name} {self.best.way.flags}".rstrip()
+            _, _, high = self.expectation or (0, 0, 0)
+            if self.goal.max_drop is not None and high > self.goal.max_drop:
+                return f"{way} may meet the goal: not certain on these images"
+            return f"{way} meets the goal"
         if self.goal.allows(self.latency):
             return "The unpruned model meets the goal"
         return "Nothing that was tried meets the goal"
@@ -234,8 +238,8 @@ class Tuned:
             f"--enable_pruning --strategy {best.way.name} {best.way.flags}".rstrip(),
             "",
             *self._speed(best),
-            f"Expect to lose {loss:.1f} points of {self.metric} on the {self.rest or 'next'} images that it was not "
-            f"tuned on, 95 % interval {low:.1f} to {high:.1f}",
+            f"Expect to {_lose(loss)} of {self.metric} on the {self.rest or 'next'} images that it was not "
+            f"tuned on; 95 % interval of the loss {low:.1f} to {high:.1f}",
             f"({found.method}; from {len(best.unseen)} images that the search did not choose by; on those it did, "
             f"{best.drop:.1f}).",
             *self._how_sure(high, len(best.unseen)),
@@ -288,6 +292,10 @@ class Tuned:
             f"{self._milliseconds(fastest)}: the image tower\n"
             f"{self.latency}."
         )
+
+
+def _lose(points: float) -> str:
+    return f"gain {-points:.1f} points" if round(points, 1) < 0 else f"lose {abs(points):.1f} points"
 
 
 def images_for(share: float) -> int:
