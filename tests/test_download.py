@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from support.disk import room_for
 
 from anchorprune.datasets import DataSpec, download, open_dataset
 from anchorprune.datasets.download import folder_of, kept
@@ -251,6 +252,21 @@ def test_what_has_changed_meanwhile_is_not_put_to_the_half_of_the_old_one(
         got(site, tmp_path)
     site.answer = cut(b"b" * 750, 1000, '"2"')
     assert got(site, tmp_path) == b"b" * 750
+
+
+def test_a_full_disk_is_one_sentence_and_what_is_there_is_gone_on_with(
+    site: Site, tmp_path: Path, another_process: Callable[[], None]
+) -> None:
+    site.answer = cut(LONG := TEXT * 1000, 1 << 20)
+    files = WebFiles(site.url, str(tmp_path))
+    with room_for(1000), pytest.raises(FieldError, match=r"wds_cache_dir=.*: cannot be written \(.*File too large\)"):
+        files.fetch("0.tar")
+    assert not list(tmp_path.rglob("0.tar"))
+    another_process()
+    path = files.fetch("0.tar")
+    assert path is not None
+    assert path.read_bytes() == LONG
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_without_a_mark_nothing_of_half_a_file_stays(

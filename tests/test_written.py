@@ -157,17 +157,6 @@ def test_the_other_evaluations_go_on_where_that_is_asked_for(world: World, monke
     assert Path(f"{slug(sets[1])}.json").exists()
 
 
-def test_torch_on_a_full_disk_is_said_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anchorprune.evaluation import artifacts
-
-    def save(*_: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:588] . PytorchStreamWriter failed writing file data/0")
-
-    monkeypatch.setattr(artifacts.torch, "save", save)
-    with pytest.raises(UserError, match=r"a\.pt: cannot be written \(torch could not write it"):
-        artifacts.save_tensors({}, "a.pt")
-
-
 @pytest.mark.parametrize("names", [["unpruned.json"], [], ["sweep.csv"]], ids=str)
 def test_a_sweep_on_a_full_disk_tells_what_it_found(
     world: World, names: list[str], monkeypatch: pytest.MonkeyPatch

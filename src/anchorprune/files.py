@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import io
 import os
 import secrets
 import stat
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from anchorprune import locks
 from anchorprune.errors import FieldError, Unwritten, UserError
@@ -195,6 +196,52 @@ def replacing(path: StrPath) -> Iterator[Path]:
         raise
     except OSError as error:
         raise Unwritten(path, error) from error
+
+
+@contextmanager
+def writing(path: StrPath) -> Iterator[IO[bytes]]:
+    """A file to be written to `path`, all or nothing, by a library that does not bear a write that fails.
+
+    torch's archives end the process then, while they are closed; NumPy, which gives a real file to C, says nothing of
+    what fails while that is flushed. What comes after such a write is let go, and the error raised at the end.
+
+    Raises:
+        Unwritten: it cannot be written.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        unfailing = _Unfailing(file)
+        yield cast(IO[bytes], unfailing)
+        if unfailing.error is not None:
+            raise unfailing.error
+
+
+class _Unfailing(io.RawIOBase):
+    """Passes on what is written, up to what cannot be.
+
+    Attributes:
+        error: what that failed with.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.error = self.error or error
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         progress=flags.reporting(args),
         say=partial(say, args),
     )
-    found.save(args.out)
-    print(found.to_text())
+    try:
+        print(found.to_text(), flush=True)
+    finally:  # whether it can be printed or not
+        found.save(args.out)
     say(args, f"\n{args.out}: use it by --strategy calibrated --calibration {args.out}")

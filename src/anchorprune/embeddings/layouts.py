@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorprune.embeddings.request import EncodeRequest
-from anchorprune.files import replacing
+from anchorprune.files import replacing, writing
 
 Array = np.ndarray[Any, Any]
 
@@ -110,7 +110,7 @@ class Npy(Layout):
         columns |= {name: rows.columns[name] for name in request.keep_columns if name not in columns}
         for path, embeddings in ((images, rows.embeddings), *zip(texts, [rows.texts], strict=False)):
             assert embeddings is not None
-            with replacing(path) as unfinished, open(unfinished, "wb") as file:
+            with writing(path) as file:
                 np.save(file, embeddings)
         with replacing(metadata) as unfinished:
             pq.write_table(pa.table(columns).replace_schema_metadata(about), unfinished)

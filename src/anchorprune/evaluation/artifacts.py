@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Any
 
 import torch
 
-from anchorprune.files import StrPath, replacing
+from anchorprune.files import StrPath, writing
 
 
 def save_tensors(content: Any, path: StrPath) -> None:
@@ -16,8 +15,5 @@ def save_tensors(content: Any, path: StrPath) -> None:
     Raises:
         Unwritten: it cannot be written.
     """
-    with replacing(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(errno.EIO, "torch could not write it: is the disk full?") from error
+    with writing(path) as file:
+        torch.save(content, file)

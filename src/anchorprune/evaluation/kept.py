@@ -17,10 +17,10 @@ from torch import Tensor
 from anchorprune.datasets.base import EvalDataset
 from anchorprune.datasets.sampling import Batch
 from anchorprune.errors import FieldError, UserError
+from anchorprune.evaluation.artifacts import save_tensors
 from anchorprune.evaluation.request import Request, plain
 from anchorprune.evaluation.result import Part, Result
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.files import replacing
 from anchorprune.models.base import LoadedModel
 from anchorprune.models.digest import add_model, described
 from anchorprune.reading import check_real, json_of
@@ -145,11 +145,9 @@ class FeatureStore:
         tensors = {name: getattr(features, name) for name in ("features", "targets", "indices")}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as unfinished:
-                torch.save({**tensors, "made_with": self._made_with, "text": json.dumps(plain(text))}, unfinished)
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-            warnings.warn(f"features are not kept in {self._root} ({reason})", stacklevel=2)
+            save_tensors({**tensors, "made_with": self._made_with, "text": json.dumps(plain(text))}, file)
+        except OSError as error:
+            warnings.warn(f"features are not kept in {self._root} ({error.strerror})", stacklevel=2)
 
     def kept_or_encoded(
         self, request: Request, split: str, dataset: EvalDataset, encoded: Iterator[tuple[Tensor | None, Batch]]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import StrPath, replacing, unreadable
+from anchorprune.files import StrPath, replacing, unreadable, writing
 from anchorprune.pruning.features import features_of, method_of
 from anchorprune.pruning.injection import active_pruning
 from anchorprune.reading import json_of, reason
@@ -129,11 +129,11 @@ def write(
     text = json.dumps(about, sort_keys=True)
     with _quietly(), _as_a_function():
         program = traced(tower, example, names[0])
+        if format == "torch":
+            with writing(path) as file:
+                torch.export.save(program, file, extra_files={f"{METADATA}.json": text})
+            return
         with replacing(path) as temporary:
-            if format == "torch":
-                with open(temporary, "wb") as file:
-                    torch.export.save(program, file, extra_files={f"{METADATA}.json": text})
-                return
             made = _made("onnx", lambda: _as_onnx(program, names))
             made.model.metadata_props[METADATA] = text
             made.save(temporary, external_data=False)
