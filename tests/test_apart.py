@@ -87,6 +87,8 @@ def test_a_new_file_or_an_earlier_result_may_lie_among_what_is_read() -> None:
         ("--dataset", "folder:photos", "photos/thing_0/0.png"),
         ("--dataset", "table:rows.csv", "rows.csv"),
         ("--dataset", "table:rows.csv", "beside.png"),
+        ("--dataset", "table:rows.csv", "elsewhere/x.png"),
+        ("--dataset", "table:rows.csv", "no-ending"),
         ("--dataset", "list.txt", "list.txt"),
         ("--pretrained_model", "models.txt", "models.txt"),
         ("--feature_root", "features", "features"),
@@ -97,7 +99,10 @@ def test_no_file_that_eval_reads_is_overwritten(world: World, output: str, flag:
     torch.save(torch.zeros(16, 3), "clf.pt")
     make_folder(Path("photos"), classes=2, per_class=1)
     picture(0).save("beside.png")
-    Path("rows.csv").write_text("image,label\nbeside.png,a\n")
+    Path("elsewhere").mkdir()
+    for name in ("elsewhere/x.png", "no-ending"):
+        picture(0).save(name, "PNG")
+    Path("rows.csv").write_text(f"image,label\nbeside.png,a\n{Path.cwd()}/elsewhere/x.png,a\nno-ending,a\n")
     Path("names.json").write_text(json.dumps({"three": ["a", "b", "c"]}))
     Path("list.txt").write_text("wds/three\n")
     Path("models.txt").write_text(f"{TINY},{world.weights}\n")
@@ -131,6 +136,30 @@ def test_no_other_command_overwrites_what_it_reads(world: World) -> None:
         assert line.endswith("; name another file")
 
 
+def test_a_strategys_files_are_read_by_every_command(world: World) -> None:
+    names = ("out/report.html", "out/speed.json", "c.safetensors")
+    Path("out").mkdir()
+    for name in names:
+        Path(name).write_bytes(b"of a calibration")
+    data, report = [*world.model, *world.three], "out/report.html"
+    os.link("c.safetensors", "linked.json")
+
+    def made_of(file: str) -> list[str]:
+        return ["--strategies", f"calibrated --calibration {file}", "--out"]
+
+    export = ["export", *world.model, "--strategy", "calibrated", "--calibration", "c.safetensors", "--output"]
+    lines = [
+        refused("tune", "--max_drop", 1, *data, *made_of(report), "out"),
+        refused("speed", *world.model, *made_of("out/speed.json"), "out"),
+        refused("calibrate", *data, *made_of("c.safetensors"), "linked.json"),
+        refused(*export, "linked.json"),
+        refused(*export, "x.onnx", "--text_output", "./linked.json"),
+        refused(*export, "x.onnx", "--report", "out/../c.safetensors"),
+    ]
+    assert [line.split(": ")[-1] for line in lines] == ["is read as --calibration; name another file"] * len(lines)
+    assert {Path(name).read_bytes() for name in names} == {b"of a calibration"}
+
+
 def test_encode_does_not_write_over_its_table(world: World) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -155,6 +184,8 @@ def test_export_build_and_rerun_write_beside_what_they_read(world: World) -> Non
     Path("linked.json").symlink_to("r.json")
     for output in ("r.json", "linked.json"):
         assert "one of the results to be read" in refused("build", "r.json", "--output", output)
+    Path("r.outcomes.npz").touch()
+    assert "the outcomes of one of the results" in refused("build", "r.json", "--output", "r.outcomes.npz")
 
 
 def test_a_webdataset_is_not_written_into_what_it_is_made_of() -> None:
@@ -166,3 +197,12 @@ def test_a_webdataset_is_not_written_into_what_it_is_made_of() -> None:
     Path("out/classnames.txt").write_text("{}")
     flags = [f"folder:{photos}", "--custom_classname_file", "out/classnames.txt"]
     assert "is read as --custom_classname_file" in refused(*export, *flags, "--output", "out")
+
+
+def test_class_names_that_are_no_line_of_a_text_are_not_written_as_lines() -> None:
+    picture(0).save("a.png")
+    for label in ("two\nlines", "two\rlines", "\ufeffmark", "a\0b"):
+        rows = [{"image": "a.png", "label": label}]
+        Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        line = refused("export-wds", "--num_workers", 0, "--dataset", "table:t.jsonl", "--output", "out")
+        assert "is no line of a text file; change it" in line

@@ -111,9 +111,9 @@ def test_a_checkpoint_of_another_architecture(world: World, vision: dict[str, in
         (b"text", "--load_clfs clf.in: is no saved tensor ("),
         ({"a": torch.zeros(16, 3)}, "--load_clfs clf.in: must hold one tensor [features, classes]"),
         (torch.zeros(16), "--load_clfs clf.in: must hold one tensor [features, classes]"),
-        (torch.zeros(16, 5), "--load_clfs clf.in: holds 5 classes ([16, 5]), the data set has 3"),
+        (torch.ones(16, 5), "--load_clfs clf.in: holds 5 classes ([16, 5]), the data set has 3"),
         (
-            torch.zeros(8, 3),
+            torch.ones(8, 3),
             "the classifier is for features of width 8, the model's have 16: give classifiers (load_clfs)",
         ),
     ],
@@ -127,8 +127,8 @@ def test_a_classifier_that_does_not_fit(world: World, content: object, said: str
 
 
 def test_classifiers_of_different_shapes(world: World) -> None:
-    torch.save(torch.zeros(16, 3), "a.in")
-    torch.save(torch.zeros(8, 3), "b.in")
+    torch.save(torch.ones(16, 3), "a.in")
+    torch.save(torch.ones(8, 3), "b.in")
     assert "--load_clfs b.in: is [8, 3], a.in is [16, 3]" in refused_eval(world, "--load_clfs", "a.in", "b.in")
 
 

@@ -238,6 +238,8 @@ def test_a_sample_that_is_no_pair_of_image_and_label_is_refused(root: Path, memb
     [
         (npy(np.array([{}], dtype=object)), "one number for each class"),
         (npy(np.zeros((1, 3))), "its shape is (1, 3)"),
+        (npy(np.array([1, -1, 0])), "not all of them are 0 or 1"),
+        (npy(np.array([1, 0.5, 0])), "not all of them are 0 or 1"),
         (b"", "one number for each class"),
         (npy(np.zeros(2)), "sample 0.tar/5 has 2 labels, but there are 3 class names"),
     ],

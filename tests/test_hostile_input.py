@@ -27,6 +27,7 @@ from anchorprune import reading
 from anchorprune.datasets import DataSpec, open_dataset, prompts
 from anchorprune.datasets.rows import open_table
 from anchorprune.datasets.wds import _vector
+from anchorprune.embeddings.files import in_list
 from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.embeddings.store import Store
 from anchorprune.errors import FieldError, UserError
@@ -34,8 +35,10 @@ from anchorprune.evaluation import outcomes
 from anchorprune.evaluation import result as results
 from anchorprune.evaluation.request import Compute, ModelSpec, Request
 from anchorprune.evaluation.runtime import Runtime
+from anchorprune.models import load
 from anchorprune.models.texts import cached, classifier_key, prompts_of
 from anchorprune.pruning.export import read_about
+from anchorprune.pruning.gate import read_classifier
 from anchorprune.reading import check_real
 from anchorprune.report.csv import build
 from anchorprune.strategies import known as strategies
@@ -146,6 +149,64 @@ def test_a_name_that_is_no_file_of_json_is_refused_by_every_reader(here: Path, r
     with pytest.raises(UserError) as refused:
         READERS[reader](here / name)
     assert len(str(refused.value).splitlines()) == 1
+
+
+# Each takes the path of a file that torch or safetensors would open.
+TENSORS: dict[str, Callable[[Path], Any]] = {
+    "a classifier": lambda path: load_classifiers([str(path)], 3),
+    "the texts of a gate": lambda path: read_classifier(str(path), "gate_texts"),
+    "a calibration": lambda path: make_strategy("calibrated", calibration=str(path)).applied(),
+    "an exported program": lambda path: read_about(path, "torch"),
+    "a model's own weights": lambda path: load(ModelSpec(name=f"local-dir:{path.parent}"), torch.device("cpu"), "fp32"),
+}
+
+
+@pytest.mark.parametrize("reader", TENSORS)
+@pytest.mark.parametrize("kind", ["a FIFO", "a device"])
+def test_tensors_are_read_of_regular_files_alone(here: Path, reader: str, kind: str) -> None:
+    path = here / "w.pt"
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"w\.pt'?: .*not a regular file"):
+        TENSORS[reader](path)
+
+
+@pytest.mark.parametrize("reader", [each for each in TENSORS if each != "a calibration"])
+def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused_before_that(
+    here: Path, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST_PACKED", 1 << 10)
+    torch.save(torch.zeros(400, 3), here / "plain.pt")
+    reading.check_archive(here / "plain.pt")
+    with (
+        zipfile.ZipFile(here / "plain.pt") as plain,
+        zipfile.ZipFile(here / "w.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    (here / "plain.pt").unlink()
+    with pytest.raises(UserError, match=r"w\.pt'?: .*an archive of [\d,]+ bytes that unpacks to [\d,]+"):
+        TENSORS[reader](here / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "l.txt"])
+def test_a_line_without_end_does_not_fill_the_memory(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_LINE", 100)
+    line = "x" * 90 + "\n"
+    (here / name).write_text(json.dumps({"image": "a.png"}) if name == "t.jsonl" else "image\n" + line)
+    read: Callable[[str], Any] = in_list if name == "l.txt" else lambda file: list(open_table(Path(file)).rows([]))
+    read(str(here / name))
+    (here / name).write_text("\n" + "x" * 101)
+    with pytest.raises(UserError, match=rf"{name}.*a line of more than 100 characters"):
+        read(str(here / name))
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0661", "0x1", "1.0", "1 0", "", "--1", "\u00b2"])
+def test_a_whole_number_is_of_the_ten_digits_alone(text: str) -> None:
+    with pytest.raises(ValueError, match="is no whole number"):
+        reading.whole_number(text)
 
 
 # --- results: what is there is of its type
@@ -590,6 +651,26 @@ def test_complex_weights_are_refused(world: World, here: Path, form: str) -> Non
     except (KeyError, ValueError, TypeError):
         pytest.skip("this safetensors knows no complex numbers")
     assert f"--pretrained w.{form}: holds complex numbers; weights are real" in refused(world, f"w.{form}")
+
+
+@pytest.mark.parametrize("form", ["pt", "pth", "safetensors"])
+def test_whole_numbers_and_truths_are_no_weights(world: World, here: Path, form: str) -> None:
+    state = torch.load(world.weights, weights_only=True)
+    for name, kind in (("visual.proj", torch.int8), ("visual.conv1.weight", torch.bool)):
+        saved({**state, name: state[name].to(kind)}, form)
+        assert f"--pretrained w.{form}: holds weights that are no real numbers: {name} is of" in refused(
+            world, f"w.{form}"
+        )
+    saved({name: weight.bfloat16() for name, weight in state.items()}, form)
+    load(ModelSpec(name=TINY, pretrained=f"w.{form}"), torch.device("cpu"), "fp32")
+
+
+@pytest.mark.parametrize("value", [0.0, 3e38])
+def test_a_classifier_by_which_all_images_are_equally_near_is_refused(here: Path, value: float) -> None:
+    torch.save(torch.cat([torch.ones(4, 2), torch.full((4, 1), value)], dim=1), "c.pt")
+    for read in (TENSORS["a classifier"], TENSORS["the texts of a gate"]):
+        with pytest.raises(UserError, match="1 of its 3 classes are zeros, or too large"):
+            read(Path("c.pt"))
 
 
 def saved(state: dict[str, Any], form: str) -> None:

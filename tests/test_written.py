@@ -216,6 +216,31 @@ def test_an_output_that_is_a_folder_is_refused(world: World, line: str, folder: 
     assert Path(folder).name in said
 
 
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "a link to itself"])
+def test_what_is_no_regular_file_is_not_replaced_by_one(kind: str, tmp_path: Path) -> None:
+    """Run as root, a link to /dev/null in the folder of a sweep would cost the machine its /dev/null."""
+    place = tmp_path / "sweep.csv"
+    if kind == "a FIFO":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/null" if kind == "a device" else place.name)
+    said = "leads to itself" if kind == "a link to itself" else "not a regular file"
+    with pytest.raises(UserError, match=said):
+        files.check_output(place)
+    with pytest.raises(UserError, match=said):
+        files.write_text("", place)
+    refusal = pytest.raises(UserError, match="symbolic links" if kind == "a link to itself" else said)
+    with refusal, files.output_folder("out", tmp_path, "sweep.csv"):
+        pass
+    assert place.is_fifo() or place.is_symlink()
+    assert Path("/dev/null").is_char_device()
+
+
+def test_the_name_of_a_folder_is_no_output() -> None:
+    with pytest.raises(UserError, match="this is the name of a folder"):
+        files.check_output("r.json/")
+
+
 def test_so_it_is_for_commands_without_data(world: World) -> None:
     Path("out/speed.png").mkdir(parents=True)
     assert "speed.png in it is a folder" in refused("speed", *world.model, "--out", "out")

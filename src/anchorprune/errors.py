@@ -11,14 +11,18 @@ from typing import Any
 # What torch says on a CPU; on CUDA it has an exception of its own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 _LONG = 1000  # characters of a value in a sentence; a path has fewer
+_SENTENCE = 2000  # characters of a sentence
 
 
 class UserError(ValueError):
     """Bad input: one sentence that names the input and the fix.
 
     The command line prints it as one line and exits with code 2; any other exception is a fault of ours
-    and shows a traceback (exit code 1).
+    and shows a traceback (exit code 1). What it quotes may be of any length and have line ends: it stays one line.
     """
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(in_a_line(sentence))
 
 
 class FieldError(UserError):
@@ -38,7 +42,13 @@ class FieldError(UserError):
     def as_flag(self) -> str:
         """The same sentence for somebody who typed a flag."""
         values = self.value if isinstance(self.value, (tuple, list)) else (self.value,)
-        return f"--{self.field} {' '.join(_short(str, value) for value in values)}: {self.typed}"
+        return in_a_line(f"--{self.field} {' '.join(_short(str, value) for value in values)}: {self.typed}")
+
+
+def in_a_line(sentence: str) -> str:
+    """The sentence without line ends; of a very long one its beginning, which names the input, and its end, the fix."""
+    line = " ".join(sentence.splitlines())
+    return line if len(line) <= _SENTENCE else f"{line[: _SENTENCE - 600]} … {line[-500:]}"
 
 
 def _short(spell: Callable[[object], str], value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import io
 import os
@@ -17,7 +18,7 @@ from typing import IO, Any, cast
 
 from anchorprune import locks
 from anchorprune.errors import FieldError, Unwritten, UserError
-from anchorprune.reading import bytes_of
+from anchorprune.reading import bytes_of, check_regular
 
 StrPath = str | os.PathLike[str]
 _LONGEST = 190  # bytes of 255, before an ending and a digest
@@ -61,6 +62,7 @@ def fingerprint(path: StrPath) -> str:
     """The sha256 of the file's content, as hex (about 0.6 s a GB). UserError if it cannot be read."""
     digest = hashlib.sha256()
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
@@ -127,7 +129,7 @@ def _check_name(flag: str, folder: StrPath, name: str) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise FieldError(flag, str(folder), f"{name} cannot be in it ({reason}); name another folder") from error
-    if is_folder is not stat.S_ISDIR(kind):
+    if not (stat.S_ISDIR(kind) if is_folder else stat.S_ISREG(kind)):
         what = "a file" if is_folder else "a folder" if stat.S_ISDIR(kind) else "not a regular file"
         raise FieldError(flag, str(folder), f"{name.rstrip('/')} in it is {what}; name another folder")
 
@@ -138,9 +140,9 @@ def check_output(path: StrPath, flag: str = "output") -> None:
     try:
         target = real_path(path)
         folder = target.parent
-        # Renaming over /dev/null, run as root, would replace the device by a file.
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "not a regular file"
+        if os.fspath(path).endswith(("/", os.sep)):  # which `Path` passes over
+            raise FieldError(flag, str(path), "this is the name of a folder; name a file")
+        if (kind := _no_file(target)) is not None:
             raise FieldError(flag, str(path), f"this is {kind}; name a file")
         if not folder.is_dir():
             raise FieldError(flag, str(path), f"there is no folder {folder}; make it first or name another")
@@ -152,6 +154,17 @@ def check_output(path: StrPath, flag: str = "output") -> None:
     except (OSError, ValueError) as error:  # ValueError: half of a surrogate pair, which no file system takes
         reason = getattr(error, "strerror", None) or error
         raise FieldError(flag, str(path), f"cannot write in {folder} ({reason}); name another file") from error
+
+
+def _no_file(target: Path) -> str | None:
+    """What a real path is where no file can be put, in words.
+
+    Renaming over /dev/null, run as root, would replace the device by a file.
+    """
+    if not os.path.lexists(target) or target.is_file():
+        return None
+    link = "a link that leads to itself" if target.is_symlink() else "not a regular file"
+    return "a folder" if target.is_dir() else link
 
 
 def _check_length(path: Path) -> None:
@@ -185,6 +198,8 @@ def replacing(path: StrPath) -> Iterator[Path]:
     """
     target = real_path(path)
     try:
+        if (kind := _no_file(target)) is not None:
+            raise OSError(errno.EEXIST, f"it is {kind}")
         if target.parent not in _CLEARED:
             clear_unfinished(target.parent)
         with _locked_temporary(target.parent) as temporary:

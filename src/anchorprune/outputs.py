@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from anchorprune.errors import FieldError
 from anchorprune.files import StrPath, check_output, clear_unfinished, real_path
+from anchorprune.reading import bytes_of, json_of
 
 _LARGE = 1 << 26  # bytes: no result is larger
 
@@ -25,12 +25,14 @@ class Read:
         path: where it is; nothing need be there.
         endings: of a folder, the files that count; empty: all.
         passed_over: of a folder, the endings of files that nobody reads there.
+        names: the files that a list names, wherever they are; asked only where an output is there already.
     """
 
     name: str
     path: StrPath
     endings: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
+    names: Callable[[], Iterable[StrPath]] | None = None
 
 
 def check_outputs(outputs: Sequence[tuple[str, StrPath]], reads: Iterable[Read] = ()) -> None:
@@ -57,7 +59,11 @@ def check_apart(outputs: Sequence[tuple[str, StrPath]], reads: Iterable[Read] = 
     """`check_outputs` without the question whether files can be written."""
     known: dict[Any, Read] = {}
     folders: list[tuple[Path, Read]] = []
+    lists: list[Read] = []
     for read in reads:
+        if read.names:
+            lists.append(read)
+            continue
         with suppress(OSError, ValueError):
             known |= dict.fromkeys(_marks(read.path), read)
             if os.path.isdir(read.path):
@@ -73,6 +79,9 @@ def check_apart(outputs: Sequence[tuple[str, StrPath]], reads: Iterable[Read] = 
         written |= dict.fromkeys(marks, flag)
         for folder, read in folders:
             if _is_read_in(path, folder, read):
+                raise _refused(flag, path, read)
+        for read in lists:
+            if _is_named(path, read):
                 raise _refused(flag, path, read)
 
 
@@ -106,6 +115,21 @@ def _is_read_in(path: StrPath, folder: Path, read: Read) -> bool:
     return any(_counts(place, read) for place in places) and not _is_ours(target)
 
 
+def _is_named(path: StrPath, read: Read) -> bool:
+    assert read.names
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False  # a new file is nobody's input
+    if _is_ours(real_path(path)):
+        return False
+    for named in read.names():
+        with suppress(OSError, ValueError):
+            if os.path.samestat(found, os.stat(named)):
+                return True
+    return False
+
+
 def _counts(place: Path, read: Read) -> bool:
     name = place.name.lower()
     return not name.endswith(read.passed_over) and (not read.endings or name.endswith(read.endings))
@@ -124,8 +148,8 @@ def _is_ours(path: Path) -> bool:
     """Whether an evaluation wrote it: a result, or the outcomes beside one."""
     if path.name.endswith(".outcomes.npz"):
         return True
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGE else None
+    with suppress(OSError, ValueError):
+        content = json_of(bytes_of(path), nan_is_none=True) if path.stat().st_size <= _LARGE else None
         return isinstance(content, dict) and {"metrics", "task", "model"} <= content.keys()
     return False
 

@@ -15,17 +15,21 @@ import re
 import stat
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_BYTES = 1 << 30  # of a file of texts or numbers; outcomes of 40 million images are smaller
+MOST_LINE = 1 << 26  # characters of a line of a table or a list
+MOST_PACKED = 1 << 26  # bytes that an archive of torch's may hold packed: the code of a TorchScript one
 MOST_NESTED = 64  # lists and objects in each other; what walks over them calls itself
 _TOO_DEEP = f"more than {MOST_NESTED} lists or objects are in each other"
 WHOLE = range(-(1 << 63), 1 << 64)  # what NumPy, torch and other readers of JSON can hold
 _HEADERS = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}  # of .npy files
+_DIGITS = re.compile(r"[+-]?[0-9]+")  # Python takes 1_0 for ten, and the digits of every script
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(\w+)\}|[{}]")
 
 
@@ -37,15 +41,48 @@ def bytes_of(path: str | os.PathLike[str]) -> bytes:
             than any file of texts or numbers.
         ValueError: a name that no file can have.
     """
-    status = os.stat(path)  # first: opening a device may do something, opening a folder fails in its own words
+    if (size := check_regular(path)) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{size:,} bytes, which is too large", os.fspath(path))
+    with open(path, "rb") as file:
+        return file.read(MOST_BYTES)
+
+
+def check_regular(path: str | os.PathLike[str]) -> int:
+    """OSError where no regular file is: a FIFO would be waited for, a device never ends. Gives its size.
+
+    For use before a library opens it: opening a device may do something, opening a folder fails in other words.
+    """
+    status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-    if status.st_size > MOST_BYTES:
-        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, which is too large", os.fspath(path))
-    with open(path, "rb") as file:
-        return file.read(MOST_BYTES)
+    return status.st_size
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """For use before torch reads it: OSError as `check_regular`, ValueError where it unpacks to far more than it is.
+
+    torch packs no tensor. What is damaged, or no archive, is left to whoever reads it.
+    """
+    size = check_regular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except MemoryError:
+        raise
+    except Exception:  # zipfile raises half a dozen kinds for bytes that it cannot read
+        return
+    if unpacked > size + MOST_PACKED:
+        raise ValueError(f"an archive of {size:,} bytes that unpacks to {unpacked:,}")
+
+
+def lines_in(text: TextIO) -> Iterator[str]:
+    """The lines of an open text file. ValueError for one that is longer than any line, before it fills the memory."""
+    while line := text.readline(MOST_LINE):
+        if len(line) == MOST_LINE:
+            raise ValueError(f"a line of more than {MOST_LINE:,} characters")
+        yield line
 
 
 def path_of(text: str | os.PathLike[str]) -> Path:
@@ -128,7 +165,7 @@ def _check_inner(found: Any) -> None:
 def whole_number(text: str) -> int:
     """The whole number that a text is. ValueError for anything else, and for one of more than 64 bits."""
     text = text.strip()
-    if len(text) > 40 or (number := int(text)) not in WHOLE:
+    if len(text) > 40 or not _DIGITS.fullmatch(text) or (number := int(text)) not in WHOLE:
         raise ValueError(f"{text[:20]}{'…' * (len(text) > 20)} is no whole number of 64 bits")
     return number
 
@@ -196,8 +233,9 @@ def filled(template: str, **values: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The exception's first line, to be put into a sentence of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The exception's first line, to be put into a sentence of ours that names the file."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:160] if lines else type(error).__name__
 
 

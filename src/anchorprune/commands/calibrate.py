@@ -7,7 +7,7 @@ from functools import partial
 
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
-from anchorprune.commands._requests import single_request
+from anchorprune.commands._requests import list_files, single_request
 from anchorprune.outputs import check_outputs
 
 HELP = "measure on unlabelled images what pruning does to features, for --strategy calibrated to undo it"
@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> None:
     request = single_request(args)
     strategies = parse_strategies(args.strategies)
 
-    from anchorprune.evaluation.inputs import reads_of
+    from anchorprune.evaluation.inputs import reads_of, strategy_reads
     from anchorprune.studies.calibrate import calibrate
 
-    check_outputs([("out", args.out)], reads_of(request))
+    check_outputs([("out", args.out)], [*list_files(args), *reads_of(request), *strategy_reads(strategies)])
     found = calibrate(
         request,
         strategies=strategies or (),

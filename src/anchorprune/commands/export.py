@@ -61,26 +61,24 @@ def run(args: argparse.Namespace) -> None:
         check_no_budget(strategy, tuple(fields))
     if not args.pretrained and args.model_type == "open_clip" and ":" not in args.model:
         raise UserError("--pretrained: name a tag or a checkpoint file; a file of random weights serves nobody")
-    from anchorprune.evaluation.inputs import model_reads
+    from anchorprune.evaluation.inputs import field_reads, model_reads
     from anchorprune.evaluation.request import ModelSpec
 
     model = ModelSpec(
-        name=args.model, pretrained=args.pretrained, library=args.model_type, cache_dir=args.model_cache_dir
+        name=args.model,
+        pretrained=args.pretrained,
+        library=args.model_type,
+        cache_dir=args.model_cache_dir,
+        trust_remote_code=args.trust_remote_code,
     )
-    if args.report is not None:
-        named = [(flag, getattr(args, flag)) for flag in ("output", "text_output", "report")]
-        check_outputs([(flag, path) for flag, path in named if path is not None], model_reads(model))
+    named = [(flag, getattr(args, flag)) for flag in ("output", "text_output", "report")]
+    reads = [*model_reads(model), *(field_reads(strategy) if strategy else ())]
+    check_outputs([(flag, path) for flag, path in named if path is not None], reads)
 
     from anchorprune.studies.export import export
 
     found = export(
-        ModelSpec(
-            name=args.model,
-            pretrained=args.pretrained,
-            library=args.model_type,
-            cache_dir=args.model_cache_dir,
-            trust_remote_code=args.trust_remote_code,
-        ),
+        model,
         strategy,
         args.output,
         format=args.format,

@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code: 0 where the metrics are the same, 1 where they differ."""
+    from anchorprune.evaluation import outcomes
     from anchorprune.evaluation import result as results
     from anchorprune.evaluation.request import Request
 
@@ -51,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from anchorprune.evaluation.inputs import reads_of
 
     if args.output:
-        check_outputs([("output", args.output)], [Read("the result to be repeated", args.result), *reads_of(request)])
+        reads = [Read("the result to be repeated", args.result), *reads_of(request)]
+        reads.append(Read("the outcomes of the result to be repeated", outcomes.path_for(args.result)))
+        check_outputs([("output", args.output)], reads)
     preflight.check([request])
     say(args, f"anchorprune eval {' '.join(request.flags())}")
     after = evaluate(request, keep_scores=False, progress=reporting(args))

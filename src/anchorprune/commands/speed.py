@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> None:
         cache_dir=args.model_cache_dir,
         trust_remote_code=args.trust_remote_code,
     )
-    from anchorprune.evaluation.inputs import model_reads
+    from anchorprune.evaluation.inputs import model_reads, strategy_reads
 
-    check_names("out", args.out, FILES, model_reads(model))
+    check_names("out", args.out, FILES, [*model_reads(model), *strategy_reads(strategies)])
     with output_folder("out", args.out, *FILES) as folder:
         from anchorprune.studies.speed import speed
 

@@ -77,13 +77,13 @@ def run(args: argparse.Namespace) -> int:
         raise FieldError("ways_per_pass", args.ways_per_pass, "must be 1 or more")
     requests = requests_of(args)
     strategies = parse_strategies(args.strategies)
-    from anchorprune.evaluation.inputs import reads_of
+    from anchorprune.evaluation.inputs import reads_of, strategy_reads
 
     failures = Failures()
     with engine_of(args) as engine:
         swept = _planned(args, engine, requests, strategies, failures)
         names, reads = _names(swept), [read for one in swept for read in reads_of(one.request)]
-        check_names("out", args.out, names, [*list_files(args), *reads])
+        check_names("out", args.out, names, [*list_files(args), *reads, *strategy_reads(strategies)])
         with output_folder("out", args.out, *names) as folder:
             todo: dict[Request, Path] = {}
             for one in swept:

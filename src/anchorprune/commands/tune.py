@@ -60,11 +60,12 @@ def run(args: argparse.Namespace) -> None:
     request = single_request(args)
     strategies = parse_strategies(args.strategies)
 
-    from anchorprune.evaluation.inputs import reads_of
+    from anchorprune.evaluation.inputs import reads_of, strategy_reads
     from anchorprune.studies.tune import tune
 
     if args.out:
-        check_names("out", args.out, FILES, [*list_files(args), *reads_of(request)])
+        reads = [*list_files(args), *reads_of(request), *strategy_reads(strategies)]
+        check_names("out", args.out, FILES, reads)
     with output_folder("out", args.out, *FILES) if args.out else nullcontext() as folder:
         found = tune(
             request,

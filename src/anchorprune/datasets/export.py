@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from anchorprune.datasets.sampling import BadImage
 from anchorprune.datasets.wds import last_key
 from anchorprune.datasets.workers import in_batches
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import replacing, write_text
+from anchorprune.files import lines_of, read_text, replacing, text_of, write_text
 from anchorprune.progress import Reporting, reporting_of
 from anchorprune.reading import bytes_of, json_of
 
@@ -101,6 +102,7 @@ def export_wds(
     """
     if dataset.kind not in _LABELS:
         raise FieldError("dataset", spec.name, f"has {dataset.kind}, for which the webdataset layout has no place")
+    _check_lines(dataset)
     digest = hashlib.blake2b("\0".join(dataset.keys).encode("utf-8", "surrogateescape"), digest_size=16)
     record = {
         "dataset": spec.name,
@@ -161,6 +163,15 @@ def write_tars(samples: Iterable[tuple[int, Parts]], folder: Path, first: int, l
     return number
 
 
+def _check_lines(dataset: EvalDataset) -> None:
+    """FieldError where a class name or a prompt would not come back from a file that holds one a line."""
+    for name, lines in (("class name", dataset.classes), ("prompt", dataset.templates)):
+        for line in lines if isinstance(lines, list) and dataset.kind != "captions" else ():
+            text = text_of(line.replace("\0", "\n").encode("utf-8", "replace"))  # which refuses a NUL in other words
+            if "\n" in text or lines_of(text) != [line.strip()]:  # blanks around it are nobody's
+                raise FieldError("dataset", dataset.name, f"the {name} {line!a} is no line of a text file; change it")
+
+
 def write_texts(root: Path, dataset: EvalDataset, flag: str = "output") -> None:
     """The files that describe it, at the root. UserError where others are there: of another split's classes, say."""
     texts = {"dataset_type.txt": _TYPES[dataset.kind], "classnames.txt": None}
@@ -170,7 +181,7 @@ def write_texts(root: Path, dataset: EvalDataset, flag: str = "output") -> None:
         texts["zeroshot_classification_templates.txt"] = "\n".join(dataset.templates) + "\n"
     for name, text in texts.items():
         try:
-            there = (root / name).read_text(encoding="utf-8") if (root / name).exists() else None
+            there = read_text(root / name) if os.path.lexists(root / name) else None
         except (OSError, ValueError) as err:
             raise UserError(f"{root / name}: cannot be read ({one_line(err)})") from err
         if there is not None and there != text:

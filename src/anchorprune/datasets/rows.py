@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from anchorprune.datasets.images import one_line
 from anchorprune.errors import UserError
-from anchorprune.reading import json_of
+from anchorprune.reading import json_of, lines_in
 
 At = Callable[[], int] | None  # the line or row that a reader is at
 Row = tuple[str, list[Any]]  # where it stands, for messages, and the values of the columns asked for
@@ -53,7 +53,7 @@ class TextTable:
     def __init__(self, file: Path, delimiters: str) -> None:
         self.file = file
         with _reading(file), file.open(encoding="utf-8-sig", newline="") as text:
-            head = next((line for line in text if line.strip()), "")
+            head = next((line for line in lines_in(text) if line.strip()), "")
             # whichever separates the names: semicolons are what some spreadsheets write
             self._delimiter = max(delimiters, key=head.count)
         self.columns = next((values for _, values in self._lines()), [])
@@ -73,7 +73,7 @@ class TextTable:
     def _lines(self) -> Iterator[tuple[str, list[str]]]:
         line = 0
         with _reading(self.file, lambda: line + 1), self.file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, delimiter=self._delimiter, strict=True)
+            reader = csv.reader(lines_in(text), delimiter=self._delimiter, strict=True)
             for values in reader:
                 first, line = line + 1, reader.line_num
                 if values:
@@ -98,7 +98,7 @@ class LinesTable:
     def _objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
         number = 0
         with _reading(self.file, lambda: number + 1), self.file.open(encoding="utf-8-sig") as text:
-            for number, line in enumerate(text, 1):
+            for number, line in enumerate(lines_in(text), 1):
                 if not line.strip():
                     continue
                 place = f"{self.file}, line {number}"

@@ -7,7 +7,8 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -191,17 +192,33 @@ def _sizes(spec: DataSpec) -> str | None:
     """A digest of the sizes of the images that the tables name; None of tables that cannot be read, or hold them."""
     digest = hashlib.sha256()
     try:
-        tables = _tables(spec)
-        column = _Columns.of(spec, tables).image
-        for table in tables:
-            if isinstance(table, ParquetTable) and table.bytes_in(column):
+        for path in _image_files(spec):
+            if path is None:
                 return None
-            for place, (value,) in table.rows([column]):
-                path = table.file.parent / path_of(_path(value, place, column))
-                digest.update(b"%d " % (path.stat().st_size if exists(path) else -1))
+            digest.update(b"%d " % (path.stat().st_size if exists(path) else -1))
     except UserError:  # said where the table is read
         return None
     return digest.hexdigest()
+
+
+def image_files(spec: DataSpec) -> Iterator[Path]:
+    """The images that the tables name, as far as they can be read."""
+    with suppress(UserError):  # said where the table is read
+        for path in _image_files(spec):
+            if path is not None:
+                yield path
+
+
+def _image_files(spec: DataSpec) -> Iterator[Path | None]:
+    """Of each row the image's file; None once for a table that holds them itself."""
+    tables = _tables(spec)
+    column = _Columns.of(spec, tables).image
+    for table in tables:
+        if isinstance(table, ParquetTable) and table.bytes_in(column):
+            yield None
+        else:
+            for place, (value,) in table.rows([column]):
+                yield table.file.parent / path_of(_path(value, place, column))
 
 
 def _tables(spec: DataSpec) -> list[Table]:

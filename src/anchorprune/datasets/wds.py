@@ -115,7 +115,7 @@ class Wds(Source):
         return [
             os.path.realpath(root),
             folder_stamp(root / spec.split),
-            [_content(p) for p in sorted(root.glob("*.txt"))],
+            [_content(p) for p in sorted(root.glob("*.txt")) if p.is_file()],
         ]
 
     @classmethod
@@ -359,6 +359,8 @@ def _vector(data: bytes, source: str) -> Any:
         array = array_of(data)
         if array.ndim != 1:
             raise ValueError(f"its shape is {array.shape}")
+        if not np.isin(array, (0, 1)).all():
+            raise ValueError("not all of them are 0 or 1")
         return torch.from_numpy(array.astype(np.float32))
     except ValueError as err:
         raise UserError(f"{source}: its .npy must hold one number for each class ({one_line(err)}).") from err

@@ -14,6 +14,7 @@ from anchorprune.datasets.reading import read_file
 from anchorprune.embeddings.listing import Listing, beside
 from anchorprune.embeddings.strings import Strings
 from anchorprune.errors import FieldError
+from anchorprune.reading import lines_in
 
 
 class Files(Listing):
@@ -88,10 +89,10 @@ def in_list(file: str) -> Files:
     ids = Strings()
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for line in lines:
+            for line in lines_in(lines):
                 if path := line.rstrip("\r\n"):
                     ids.append(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FieldError("input", file, f"cannot be read ({one_line(error)})") from error
     return Files(str(Path(file).parent), ids)
 

@@ -74,10 +74,10 @@ class Parquet(Layout):
         # Embeddings look random: neither a dictionary nor compression makes them smaller, both take time.
         dense = ["embedding.list.element", "text_embedding.list.element"]
         others = [name for name in columns if not name.endswith("embedding")]
-        with replacing(file) as unfinished:
+        with replacing(file) as unfinished, open(unfinished, "wb") as out:  # Arrow takes no name that is no UTF-8
             pq.write_table(
                 table,
-                unfinished,
+                out,
                 use_dictionary=others,
                 compression=dict.fromkeys(others, "zstd") | dict.fromkeys(dense, "none"),
                 write_statistics=["id"],
@@ -112,8 +112,8 @@ class Npy(Layout):
             assert embeddings is not None
             with writing(path) as file:
                 np.save(file, embeddings)
-        with replacing(metadata) as unfinished:
-            pq.write_table(pa.table(columns).replace_schema_metadata(about), unfinished)
+        with replacing(metadata) as unfinished, open(unfinished, "wb") as out:
+            pq.write_table(pa.table(columns).replace_schema_metadata(about), out)
 
 
 LAYOUTS = {"parquet": Parquet, "npy": Npy}

@@ -185,8 +185,8 @@ class Store:
                 "reason": pa.array(columns[2], pa.string()),
             }
         )
-        with replacing(self.folder / "failures.parquet") as unfinished:
-            pq.write_table(table, unfinished)
+        with replacing(self.folder / "failures.parquet") as unfinished, open(unfinished, "wb") as out:
+            pq.write_table(table, out)
 
 
 def _short(value: Any) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from anchorprune import bundled
 from anchorprune.datasets.base import DataSpec
 from anchorprune.datasets.remote import is_url
+from anchorprune.datasets.table import image_files
 from anchorprune.errors import UserError
 from anchorprune.evaluation.request import Request
 from anchorprune.fields import Fields
 from anchorprune.files import user_cache
 from anchorprune.models.base import ModelSpec
 from anchorprune.outputs import Read
+from anchorprune.strategies import Wanted
 from anchorprune.strategies.cascade import Cascade
 
 # Of the formats of photographs; a table may name any file with one of these beside it.
@@ -55,6 +58,12 @@ def field_reads(fields: Fields) -> Iterator[Read]:
                 yield from field_reads(stage)
 
 
+def strategy_reads(wanted: Iterable[Wanted] | None) -> Iterator[Read]:
+    """The files of strategies to try."""
+    for one in wanted or ():
+        yield from field_reads(one.strategy)
+
+
 def model_reads(model: ModelSpec) -> Iterator[Read]:
     """The files of a model: its weights, its folder, and where downloads are kept."""
     if (model.name, model.pretrained) == (bundled.MODEL, bundled.TAG):
@@ -84,6 +93,7 @@ def data_reads(data: DataSpec) -> Iterator[Read]:
         for file in glob.glob(named) if "*" in named else [named]:
             yield Read("dataset", file)
             yield Read("dataset", Path(file).parent, endings=_IMAGES)
+        yield Read("dataset", named, names=partial(image_files, data))
     elif kind == "folder":
         yield Read("dataset", os.path.expanduser(place), passed_over=_TENSORS)
     elif not is_url(data.root):

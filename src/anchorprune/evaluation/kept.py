@@ -23,7 +23,7 @@ from anchorprune.evaluation.result import Part, Result
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.models.base import LoadedModel
 from anchorprune.models.digest import add_model, described
-from anchorprune.reading import check_real, json_of
+from anchorprune.reading import check_archive, check_real, json_of
 from anchorprune.tasks.base import Bench
 
 # Changes when other features would be computed for the same key.
@@ -124,6 +124,7 @@ class FeatureStore:
     ) -> Features | None:
         """The features of that split; None where none are kept, or they are others than this model's or data's."""
         try:
+            check_archive(self._file(request, split, limit))
             found = torch.load(self._file(request, split, limit), map_location="cpu", weights_only=True)
             made_with, text = found.pop("made_with"), json_of(found.pop("text"))
             kept = Features(**found, **text)

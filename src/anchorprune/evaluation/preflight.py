@@ -120,14 +120,14 @@ def _built(model: ModelSpec) -> nn.Module:
     return built
 
 
-def check_no_budget(strategy: Strategy, given: Sequence[str]) -> None:
-    """Raise FieldError where a budget of the strategy is among the given fields, which a target solves."""
+def check_no_budget(strategy: Strategy, given: Sequence[str], *, searched: bool = False) -> None:
+    """Raise FieldError where a budget of the strategy is among the given fields, which a target solves.
+
+    Args:
+        searched: it is searched for, and nobody has given a target.
+    """
+    fix = "is the budget, which is searched for; leave it out" if searched else "is what {} solves; give one of them"
     for name in given:
         if name in strategy.budget_fields:
             value = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}[name]
-            raise FieldError(
-                name,
-                value,
-                "is what target_gmacs solves; give one of them",
-                typed="is what --target_gmacs solves; give one of them",
-            )
+            raise FieldError(name, value, fix.format("target_gmacs"), typed=fix.format("--target_gmacs"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchorprune.errors import FieldError
 from anchorprune.models.base import LoadedModel, ModelSpec
+from anchorprune.reading import check_archive, reason
 
 if TYPE_CHECKING:
     import torch
@@ -63,9 +64,16 @@ def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -
     """
     import torch
 
-    from anchorprune.models.checkpoint import not_finite, refuse_complex
+    from anchorprune.models.checkpoint import not_finite, not_real, refuse_complex
 
     for file in _weights_of(spec):
+        try:
+            check_archive(file)
+        except FileNotFoundError:  # a link in the model's folder, to be missed by whoever needs it
+            continue
+        except (OSError, ValueError) as error:
+            name = "pretrained" if file == spec.pretrained else "model"
+            raise FieldError(name, file, f"holds no weights ({reason(error)})") from error
         refuse_complex(file)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -78,6 +86,10 @@ def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -
             trust=spec.trust_remote_code,
         )
     loaded.spec = spec
+    for file in _weights_of(spec):
+        if (odd := not_real(file, loaded.model)) is not None:
+            name = "pretrained" if file == spec.pretrained else "model"
+            raise FieldError(name, file, f"holds weights that are no real numbers: {odd}; give weights that are whole")
     if found := not_finite(loaded.model):
         fix = f"numbers that are not finite: its {found}; give weights that are whole"
         fix += ", or fp32: fp16 may be what they overflow in" if precision == "fp16" else ""

@@ -116,6 +116,40 @@ def refuse_complex(path: str) -> None:
         raise FieldError("pretrained", path, "holds complex numbers; weights are real")
 
 
+def not_real(path: str, model: Any) -> str | None:
+    """A weight that the file holds as whole numbers or truths, where the model has real ones, in words; None of none.
+
+    Loading would cast it in silence. A file that cannot be read so is left to whoever loads it.
+    """
+    real = {name for name, weight in model.state_dict().items() if weight.is_floating_point()}
+    try:
+        types = _types(path)
+    except MemoryError:
+        raise
+    except Exception:  # torch.load raises half a dozen kinds; of a TorchScript archive and of pickles, say
+        return None
+    for full, kind in types.items():
+        name = full
+        while name not in real and "." in name:  # without what stands before it in a larger checkpoint
+            name = name.partition(".")[2]
+        if name in real and not kind.lower().lstrip("b").startswith("f"):  # float16, bfloat16, F16, BF16
+            return f"{full} is of {kind}"
+    return None
+
+
+def _types(path: str) -> dict[str, str]:
+    """The type of each tensor in a file, by its name; no number of them is read where it can be helped."""
+    if path.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    nested = (found[name] for name in _NESTED if isinstance(found, dict) and _is_state(found.get(name)))
+    state = next(nested, found)
+    return {name: str(each.dtype).removeprefix("torch.") for name, each in state.items() if hasattr(each, "dtype")}
+
+
 def not_finite(model: Any) -> str | None:
     """Which weights hold numbers that are not finite, and how many, in words; None where none does."""
     broken = {name: int((~w.isfinite()).sum()) for name, w in model.state_dict().items() if _can_break(name, w)}

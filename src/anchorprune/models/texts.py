@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from anchorprune.errors import UserError
 from anchorprune.files import replacing
 from anchorprune.models.digest import add_model
-from anchorprune.reading import check_real
+from anchorprune.reading import check_archive, check_real
 
 # Changes when other numbers would be computed for the same key.
 _VERSION = 1
@@ -109,6 +109,7 @@ def cached(folder: str, key: str, build: Callable[[], Tensor], columns: int | No
     """
     file = Path(folder) / f"{key}.pt"
     with suppress(Exception):  # not there, damaged, not ours to read: torch.load raises half a dozen kinds
+        check_archive(file)
         kept = torch.load(file, map_location="cpu", weights_only=True)
         check_real(kept, 2)
         if kept.dtype == torch.float32 and kept.isfinite().all() and columns in (None, kept.shape[1]):

@@ -24,7 +24,7 @@ from anchorprune.errors import FieldError, UserError
 from anchorprune.files import StrPath, replacing, unreadable, writing
 from anchorprune.pruning.features import features_of, method_of
 from anchorprune.pruning.injection import active_pruning
-from anchorprune.reading import json_of, reason
+from anchorprune.reading import check_archive, json_of, reason
 from anchorprune.strategies.base import Strategy
 from anchorprune.towers import find_tower
 from anchorprune.towers.positions import fixed_positions
@@ -157,6 +157,7 @@ def runner(path: StrPath, format: str) -> Run:
 def read_about(path: StrPath, format: str) -> dict[str, Any]:
     """What a file says of itself. UserError, naming it, for one that `write` has not written."""
     try:
+        check_archive(path)
         about = json_of(_metadata(path, format))
         if not isinstance(about, dict):
             raise ValueError("what it says of itself is no object")

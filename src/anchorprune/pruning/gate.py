@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anchorprune.errors import FieldError, UserError
-from anchorprune.reading import check_real, reason
+from anchorprune.reading import check_archive, check_real, reason
 
 
 def read_classifier(path: str, field: str) -> Float[Tensor, "D C"]:
@@ -21,6 +21,7 @@ def read_classifier(path: str, field: str) -> Float[Tensor, "D C"]:
         FieldError: a file that is missing, damaged, holds something else, or numbers that are not finite.
     """
     try:
+        check_archive(path)
         classifier = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FieldError(field, path, "no such file") from error
@@ -36,6 +37,10 @@ def read_classifier(path: str, field: str) -> Float[Tensor, "D C"]:
     classifier = classifier.float()
     if broken := int((~classifier.isfinite()).any(dim=0).sum()):
         raise FieldError(field, path, f"{broken} of its {classifier.shape[1]} classes hold numbers that are not finite")
+    length = classifier.norm(dim=0)
+    if broken := int((~length.isfinite() | (length == 0)).sum()):  # all images would be equally near
+        said = f"{broken} of its {classifier.shape[1]} classes are zeros, or too large for float32"
+        raise FieldError(field, path, f"{said}; save it anew")
     found: Tensor = classifier
     return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorprune.errors import UserError
+from anchorprune.evaluation import outcomes
 from anchorprune.evaluation import result as results
 from anchorprune.files import StrPath, check_output, unreadable, write_text
 from anchorprune.outputs import Read, check_apart
@@ -36,7 +37,9 @@ def build(files: Iterable[StrPath], output: StrPath) -> int:
     paths = [path for name in files for path in _json_files(Path(name))]
     if not paths:
         raise UserError("build: no *.json file there; name result files of 'eval' or folders of them")
-    check_apart([("output", output)], [Read("one of the results to be read", path) for path in paths])
+    reads = [Read("one of the results to be read", path) for path in paths]
+    reads += [Read("the outcomes of one of the results", outcomes.path_for(path)) for path in paths]
+    check_apart([("output", output)], reads)
     rows = [_row(results.read(path)) for path in paths]
     columns = {column for row in rows for column in row}
     # `pruning: null` of an unpruned run says no more than the empty cells below `pruning.strategy`.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from anchorprune.errors import FieldError, UserError
 from anchorprune.files import StrPath, write_bytes
-from anchorprune.reading import json_of
+from anchorprune.reading import check_regular, json_of
 from anchorprune.strategies.base import CompositeStrategy, Strategy, option
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class Calibration:
         from anchorprune.alignment import Alignment
 
         try:
+            check_regular(path)
             with safe_open(str(path), framework="pt") as file:
                 names, content = list(file.keys()), json_of((file.metadata() or {}).get(KEY, "null"))
                 tensors = {name: file.get_tensor(name) for name in names}

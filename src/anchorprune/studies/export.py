@@ -23,7 +23,7 @@ from anchorprune import bundled
 from anchorprune.datasets import open_dataset
 from anchorprune.datasets.base import DataSpec
 from anchorprune.errors import FieldError, FieldWarning, UserError
-from anchorprune.evaluation.inputs import model_reads
+from anchorprune.evaluation.inputs import field_reads, model_reads
 from anchorprune.evaluation.request import Compute
 from anchorprune.evaluation.runtime import Runtime
 from anchorprune.files import StrPath, real_path
@@ -188,14 +188,18 @@ def export(
         raise FieldError("check_images", check_images, "must be 0 (none) or more")
     if text_path is not None and real_path(text_path) == real_path(path):
         raise FieldError("text_output", str(text_path), "is the image tower's file; name another")
-    targets = [("output", path), *([("text_output", text_path)] if text_path is not None else [])]
-    check_outputs(targets, model_reads(model) if isinstance(model, ModelSpec) else ())
     if strategy == "none":
         strategy = None
     if isinstance(strategy, str):
         strategy, fields = make_strategy(strategy, **fields), {}
     elif fields:
         raise UserError(f"give fields ({', '.join(fields)}) with a strategy's name")
+    targets = [("output", path), *([("text_output", text_path)] if text_path is not None else [])]
+    reads = [
+        *(model_reads(model) if isinstance(model, ModelSpec) else ()),
+        *(field_reads(strategy) if strategy else ()),
+    ]
+    check_outputs(targets, reads)
     if strategy is not None:
         check_strategy(strategy)
     elif target_gmacs is not None:

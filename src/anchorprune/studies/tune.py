@@ -12,7 +12,7 @@ from anchorprune.datasets import open_dataset
 from anchorprune.datasets.own import as_eval_dataset
 from anchorprune.datasets.sampling import choose
 from anchorprune.errors import FieldError
-from anchorprune.evaluation.preflight import dense_gmacs
+from anchorprune.evaluation.preflight import check_no_budget, dense_gmacs
 from anchorprune.evaluation.request import Request
 from anchorprune.models.base import LoadedModel
 from anchorprune.progress import Reporting
@@ -77,8 +77,10 @@ def tune(
     goal.check()
     if not 0 < calibration <= 1:
         raise FieldError("calibration", calibration, "must be above 0 and at most 1")
-    dense = dense_gmacs(request.model) if model is None else image_tower_flops(model.model) / 2e9
     wanted: Sequence[str | Strategy | Wanted] = searched() if strategies is None else strategies
+    for one in map(Wanted.of, wanted):
+        check_no_budget(one.strategy, one.given, searched=True)
+    dense = dense_gmacs(request.model) if model is None else image_tower_flops(model.model) / 2e9
     ways = plan(request, wanted, [dense * share for share in SHARES], model)
     keys = _keys(request, dataset)
     chosen = choose(keys, request.data.limit, request.data.seed)
