@@ -204,8 +204,9 @@ def test_a_flat_folder_calibrates_and_eval_and_encode_take_the_file(world: tuple
     model, top = world
     data = ["--dataset", f"folder:{top / 'flat'}"]
     out = top / "c.safetensors"
+    idle = ["--task", "zeroshot_retrieval"]  # of an eval line that was typed anew
     made = command(
-        "calibrate", *model, *data, "--num_workers", 0, "--strategies", "coarse --keep_patches 4", "--out", out
+        "calibrate", *model, *data, *idle, "--num_workers", 0, "--strategies", "coarse --keep_patches 4", "--out", out
     )
     assert made.code == 0, made.err
     assert "60 images" in made.out[-3]

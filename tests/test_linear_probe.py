@@ -277,12 +277,12 @@ def test_other_weights_or_data_under_the_same_name_are_encoded_anew(world: World
 def test_an_interrupted_run_never_looks_finished(flags: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = evaluated(*flags, "--feature_root", "elsewhere")["metrics"]
 
-    def interrupted(content: Any, file: Path) -> None:
-        file.write_bytes(b"half of it")
+    def interrupted(content: Any, file: Any) -> None:
+        file.write(b"half of it")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("anchorprune.evaluation.kept.torch.save", interrupted)
+        patch.setattr("anchorprune.evaluation.artifacts.torch.save", interrupted)
         assert command("eval", *flags).code == 130
     assert not list(Path("features").iterdir())
     assert evaluated(*flags)["metrics"] == fresh

@@ -329,6 +329,9 @@ def test_a_target_that_no_budget_meets_is_told_in_pythons_words_or_in_flags(visu
     with pytest.raises(FieldError, match=r"thin gets down to \S+ here \(keep_patches=1\); give a larger") as error:
         anchorprune.prune(visual, "thin", target_gmacs=1e-7)
     assert "(--keep_patches 1)" in error.value.as_flag()
+    with pytest.raises(FieldError, match=r"tome gets down to \S+ here \(r=8\)") as error:  # which is its default
+        anchorprune.prune(visual, "tome", target_gmacs=1e-7)
+    assert "(--r 8)" in error.value.as_flag()
 
 
 def test_pruning_twice_is_one_clear_error(clip: nn.Module) -> None:

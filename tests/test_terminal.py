@@ -21,6 +21,7 @@ from anchorprune.report import page, sweep_page, tune_page
 from anchorprune.report.csv import build, csv_text
 from anchorprune.report.frontier import Measured
 from anchorprune.report.pictures import Picture, Prediction
+from anchorprune.report.table import aligned
 from anchorprune.terminal import Printable, printable
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -161,6 +162,16 @@ def test_what_is_printed_is_printable_and_the_stream_is_still_one() -> None:
 
 def obeyed(lines: list[str]) -> list[str]:
     return [line for line in lines if printable(line) != line]
+
+
+def test_a_table_that_is_wider_than_the_terminal_says_the_same_in_lines_that_fit() -> None:
+    lines = [["strategy", "acc1 %", "points to unpruned"], ["coarse --keep_patches 73", "93.30", "-0.60"]]
+    assert aligned(lines, 60).count("\n") == 1
+    narrow = aligned(lines, 40)
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert {"coarse --keep_patches 73", "acc1 % 93.30", "points to unpruned -0.60"} <= {
+        part.strip() for line in narrow.splitlines() for part in line.split(",")
+    }
 
 
 def test_names_never_make_a_terminal_do_anything(world: World) -> None:

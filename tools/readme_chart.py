@@ -29,8 +29,6 @@ def points() -> list[Measured]:
     found = []
     for _, name, gmacs, odd, even in _ROW.findall(table):
         share = sum(float(acc) * n for acc, n in zip((odd, even), HALVES, strict=True)) / sum(HALVES) / 100
-        if name == "pitome":  # of a variant that is no more (docs/results.md)
-            continue
         low, high = wilson(share, sum(HALVES))
         found.append(Measured(name or UNPRUNED, "", float(gmacs), None, share, low, high))
     return found

@@ -44,7 +44,8 @@ class Alignment:
         """
         width = features.shape[-1]
         if width != len(self.bias):
-            raise UserError(f"the calibration is for features of width {len(self.bias)}, this tower's have {width}")
+            has = f"the calibration is for features of width {len(self.bias)}, this tower's have {width}"
+            raise UserError(f"{has}; calibrate this model by anchorprune calibrate")
         matrix, bias = (part.to(features.device, features.dtype) for part in (self.matrix, self.bias))
         return features @ matrix + bias
 

@@ -6,6 +6,7 @@ import codecs
 import io
 import re
 import shutil
+import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -37,7 +38,9 @@ def speak_its_encoding(stream: TextIO | None) -> None:
 
 
 def line_width(most: int = 10_000) -> int:
-    """How wide lines may be: the terminal's width, `most` where it is wider or there is none."""
+    """How wide lines may be: the terminal's width, `most` where it is wider or standard output is none."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return most
     return min(most, max(40, shutil.get_terminal_size((most, 24)).columns))
 
 

@@ -32,16 +32,18 @@ def solve(model: nn.Module, strategy: Strategy, target_gmacs: float) -> Strategy
     if not 0 < target_gmacs < dense:
         fix = f"must be above 0 and below what the unpruned tower costs, {dense:.2f}"
         raise FieldError("target_gmacs", f"{target_gmacs:g}", fix)
-    budgets = strategy.budgets(tower.num_patches, len(tower.blocks))
+    budget, budgets = strategy.budget_fields, strategy.budgets(tower.num_patches, len(tower.blocks))
     cost: Callable[[Strategy], float] = partial(gmacs, model)
     if isinstance(strategy, Cascade):
         cost = cost_by_share(model, strategy)
     # Along the budgets the cost falls; a first few may cost more than not pruning at all, by their selection.
     low, high = 0, len(budgets) - 1
     if (least := cost(budgets[high])) > target_gmacs:
-        text = f"{strategy.name} gets down to {least:.2f} here (%s); give a larger number"
-        smallest = budgets[high]
-        raise FieldError("target_gmacs", f"{target_gmacs:g}", text % smallest.spelled(), typed=text % smallest.flags())
+        text = f"{strategy.name} gets down to {least:.3g} here (%s); give a larger number"
+        smallest = budgets[high]  # whose number may be the field's default
+        fields = smallest.changed() | {name: value for name in budget if (value := getattr(smallest, name))}
+        typed = text % smallest.flags(fields)
+        raise FieldError("target_gmacs", f"{target_gmacs:g}", text % smallest.spelled(fields), typed=typed)
     while low < high:
         middle = (low + high) // 2
         if cost(budgets[middle]) <= target_gmacs:
