@@ -116,7 +116,7 @@ def test_its_fields_are_flags_with_help_and_default(world: World) -> None:
     for said in (
         "--means_of STR the split that the means are of (default: test)",
         "--sharpness FLOAT how fast a score falls with distance (default: 2.0)",
-        "--ranks INT [INT ...] which ranks to count (default: (1,))",
+        "--ranks INT [INT ...] which ranks to count (default: 1)",
     ):
         assert said in text
 

@@ -244,6 +244,15 @@ class _Unfailing(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True  # torch.export goes back to the start when it has written
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
     def write(self, data: Any, /) -> int:
         if self.error is None:
             try:
