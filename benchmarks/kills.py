@@ -165,7 +165,7 @@ def meaning(path: Path) -> Any:
         assert data.rstrip().endswith(b"</html>"), f"{path}: half a page"
         return "a page"
     if path.suffix == ".png":
-        Image.open(io.BytesIO(data)).load()
+        Image.open(io.BytesIO(data), formats=["PNG"]).load()
         return "a picture"
     return data
 
