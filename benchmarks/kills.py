@@ -57,8 +57,8 @@ TINY = {
 }
 # What differs between equal runs: times, what tune chooses by them, and what is known of a result later than it.
 TIMES = {"cost", "environment", "seconds", "images_per_second", "speed_up", "milliseconds", "measured", "saved_beside"}
-TIMES |= {"chosen", "strategy", "command", "loss", "loss_low", "loss_high", "peak_memory_mb"}
-GOES_ON = {"finished", "shards", "rows", "failures", "check"}  # of encode.json
+TIMES |= {"chosen", "strategy", "command", "loss", "loss_low", "loss_high", "peak_memory_mb", "frontier"}
+GOES_ON = {"finished", "shards", "rows", "images", "failures", "check"}  # of encode.json
 IN_A_ROW = 4  # kills, before it is let end
 Files = dict[str, Any]
 
@@ -337,7 +337,7 @@ def prepare(work: Work, folder: Path) -> None:
     work.whole = files_in(whole)
 
 
-def one_round(work: Work, folder: Path, chance: random.Random, most: int, groups: list[int]) -> int:
+def one_round(work: Work, folder: Path, chance: random.Random, most: int, groups: dict[int, str]) -> int:
     """Kills until the command is let end; how many."""
     shutil.rmtree(folder, ignore_errors=True)
     if work.other and chance.random() < 0.5:
@@ -355,7 +355,7 @@ def one_round(work: Work, folder: Path, chance: random.Random, most: int, groups
                 (os.kill if alone else os.killpg)(child, signal.SIGKILL)
         if code is None:
             code = ended(child, 60)
-        groups.append(child)
+        groups[child] = folder.parent.name
         check(code in (0, -signal.SIGKILL), folder, f"exit code {code}")
         check_whole(work, folder)
         now = settled(work, folder)
@@ -462,7 +462,7 @@ def main() -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     make_data(folder / "data")
     server, url = serve(folder / "data" / "web")
-    groups: list[int] = []
+    groups: dict[int, str] = {}  # of processes, and the command that each was
     chance, begin, total = random.Random(args.seed), time.monotonic(), 0
     try:
         chosen = {name: work for name, work in works(folder / "data", url).items() if name in (args.commands or name)}
@@ -485,7 +485,9 @@ def main() -> None:
         for group in left:
             os.killpg(group, signal.SIGKILL)
         if left:
-            sys.exit(f"FAILED: processes that outlive a killed one by half a minute: {len(left)}")
+            sys.exit(
+                f"FAILED: processes that outlive a killed one by half a minute: {[groups[group] for group in left]}"
+            )
         print(f"seed {args.seed}: {', '.join(f'{name} {count}' for name, count in killed.items())}; all whole")
     finally:
         os.kill(server, signal.SIGKILL)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from support.material import command, make_folder, picture, tree
 
+from anchorprune import locks
 from anchorprune.datasets import DataSpec, EvalDataset, open_dataset
 from anchorprune.datasets.export import Exported, Layout, encode, export_wds, unchanged
 from anchorprune.datasets.sampling import BadImage
@@ -257,6 +258,14 @@ def test_a_folder_of_other_data_is_refused(photos: Path, tmp_path: Path) -> None
         exported(f"folder:{photos}", tmp_path / "two")
     with pytest.raises(FieldError, match="output='/dev/null/x': cannot be written"):
         exported(f"folder:{photos}", Path("/dev/null/x"))
+
+
+def test_what_a_process_left_that_was_killed_as_it_began_is_no_other_thing(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "test").mkdir(parents=True)
+    left = tmp_path / "out" / "test" / f".anchorprune-{locks.machine()}-0123456789abcdef.tmp"
+    left.write_bytes(b"{")
+    exported(f"folder:{photos}", tmp_path / "out")
+    assert not left.exists()
 
 
 def test_another_process_that_writes_there_is_not_disturbed(photos: Path, tmp_path: Path) -> None:

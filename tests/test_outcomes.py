@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
 import random
 import re
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorprune.errors import UserError
-from anchorprune.evaluation.outcomes import paired, path_for, read, write
+from anchorprune.evaluation.outcomes import as_bytes, paired, path_for, read, write
 from anchorprune.report.csv import build
 from anchorprune.studies.compare import Side, beside
 from anchorprune.tasks.base import Outcomes
@@ -113,6 +116,21 @@ def test_the_outcomes_of_50000_images_fit_into_300_kilobytes(tmp_path: Path) -> 
     predictions = np.where(draw.random(n) < 0.7, targets, draw.integers(0, 1000, n))
     write(Outcomes.of_classes(tuple(keys), targets, predictions), tmp_path / "x.npz")
     assert os.path.getsize(tmp_path / "x.npz") < 300_000
+
+
+def test_the_file_is_numpys_and_made_without_all_of_its_text_in_memory() -> None:
+    keys = tuple(f"class {i % 4}/{i:08d}.png" if i % 7 else f"\u00fc\udcff\n{i}" for i in range(40_000))
+    labels = np.arange(len(keys)) % 4
+    found = Outcomes.of_classes(keys, labels, labels[::-1])
+    file, text = io.BytesIO(), json.dumps(keys, separators=(",", ":")).encode()
+    small = {"targets": labels.astype(np.uint8), "predictions": labels[::-1].astype(np.uint8)}
+    np.savez_compressed(file, keys=np.frombuffer(text, np.uint8), **small)
+    tracemalloc.start()
+    written = as_bytes(found)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert written == file.getvalue()
+    assert most < 32 * len(keys)
 
 
 def test_the_same_outcomes_give_the_same_bytes(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.launched import environment
 from support.material import command, make_folder
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -80,6 +84,41 @@ def test_a_killed_process_does_not_disturb_what_is_computed_meanwhile(tmp_path: 
             torch.ones(64, 64) @ torch.ones(64, 64)
     assert found == list(range(24))
     assert signal.getsignal(signal.SIGCHLD) not in (None, signal.SIG_DFL)  # theirs is back
+
+
+READER = """
+import multiprocessing, os, sys, time
+from anchorprune.datasets.workers import in_batches
+
+class Large:  # more than a pipe holds
+    __getitem__ = lambda self, row: bytes(1 << 20)
+    collate = lambda self, samples: samples
+
+batches = in_batches(Large(), [[row] for row in range(40)], num_workers=2)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_no_reader_outlives_the_process_that_it_reads_for() -> None:
+    command = [sys.executable, "-c", READER]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        readers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(readers) == 2
+        process.kill()
+    until = time.monotonic() + 30
+    while alive := [pid for pid in readers if is_alive(pid)]:
+        assert time.monotonic() < until, alive
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_errors_of_our_own_pass() -> None:

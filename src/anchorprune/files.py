@@ -23,6 +23,7 @@ from anchorprune.reading import bytes_of, check_regular
 StrPath = str | os.PathLike[str]
 _LONGEST = 190  # bytes of 255, before an ending and a digest
 _SMALL = 4096  # bytes: class names, prompts, labels
+UNFINISHED = ".anchorprune-*.tmp"  # files of that kind become others, or are of a process that was killed
 _STALE = 3600.0  # seconds after which nobody is writing a temporary file any more
 _CLEARED: set[Path] = set()  # folders that were looked through for temporary files of killed processes
 
@@ -298,7 +299,7 @@ def clear_unfinished(folder: Path) -> None:
     _CLEARED.add(folder)
     ours = f".anchorprune-{locks.machine()}-"
     with suppress(OSError):
-        for left in folder.glob(".anchorprune-*.tmp"):
+        for left in folder.glob(UNFINISHED):
             with suppress(OSError), open(left, "r+b") as file:
                 free = locks.take(file.fileno(), wait=False) if left.name.startswith(ours) else None
                 if free or (free is None and time.time() - left.stat().st_mtime > _STALE):

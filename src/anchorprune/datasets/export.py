@@ -24,7 +24,7 @@ from anchorprune.datasets.sampling import BadImage
 from anchorprune.datasets.wds import last_key
 from anchorprune.datasets.workers import in_batches
 from anchorprune.errors import FieldError, UserError
-from anchorprune.files import lines_of, read_text, replacing, text_of, write_text
+from anchorprune.files import UNFINISHED, lines_of, read_text, replacing, text_of, write_text
 from anchorprune.progress import Reporting, reporting_of
 from anchorprune.reading import bytes_of, json_of
 
@@ -300,7 +300,7 @@ def claimed(folder: Path, record: dict[str, Any], flag: str = "output") -> Itera
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
             _check_same(flag, folder, json_of(bytes_of(file)), record)
-        elif next(folder.iterdir(), None) is not None:
+        elif not all(path.match(UNFINISHED) for path in folder.iterdir()):
             raise FieldError(flag, str(folder.parent), f"{folder} holds something else; name another folder")
         else:
             write_text(json.dumps(record, indent=2) + "\n", file)

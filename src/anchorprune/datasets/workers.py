@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import signal
 import threading
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _GONE = re.compile(r"DataLoader worker \(pid|Pin memory thread exited unexpectedly")
 _MOST = 8  # images in a row with which the process dies that reads them alone: it is not the images then
 PATIENCE = 600.0  # seconds that a batch may take
+_LOOKS = 2.0  # seconds between a worker's looks for the process that it reads for
 KILLED = "the process that read it was killed, or ran out of memory"
 
 _SAID = (
@@ -165,8 +168,27 @@ def _loader(source: Readable, batches: Iterator[list[int]], num_workers: int, **
         num_workers=num_workers,
         # its own generator: reading data must not advance the global one that a strategy may draw from
         generator=torch.Generator(),
+        worker_init_fn=_not_without_parent,
         **options,
     )
+
+
+def _not_without_parent(worker: int) -> None:
+    """Of a worker process: it ends when the process has that it reads for.
+
+    torch looks for that too, but a worker that has more to hand over than a pipe holds then waits for ever for somebody
+    to take it: it has the pipe's other end itself.
+    """
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Sampler:

@@ -15,10 +15,11 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from anchorprune.reading import arrays_of, bytes_of, json_of, reason
 from anchorprune.tasks.base import Outcomes
 
 _CLASSES = {"targets", "predictions"}
+_AT_ONCE = 1024  # keys
 
 
 class OfAnotherRun(UserError):
@@ -53,9 +55,7 @@ def digest(content: bytes) -> str:
 
 def as_bytes(outcomes: Outcomes, config_hash: str | None = None) -> bytes:
     """The file of these outcomes."""
-    # JSON in ASCII holds every name that a file can have: line ends, and bytes that are no UTF-8 (surrogateescape).
-    keys = json.dumps(outcomes.keys, separators=(",", ":")).encode("ascii")
-    arrays: dict[str, NDArray[Any]] = {"keys": np.frombuffer(keys, np.uint8)}
+    arrays: dict[str, NDArray[Any]] = {}
     if config_hash is not None:
         arrays["config_hash"] = np.frombuffer(config_hash.encode("ascii"), np.uint8)
     if not outcomes.details.keys() >= _CLASSES:
@@ -63,8 +63,31 @@ def as_bytes(outcomes: Outcomes, config_hash: str | None = None) -> bytes:
         arrays["scores"] = scores.astype(np.uint8) if np.isin(scores, (0, 1)).all() else scores
     arrays |= {name: _smallest(array) for name, array in outcomes.details.items()}
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:  # as np.savez_compressed, but for the keys
+        with _member(archive, "keys") as member:
+            _write_keys(outcomes.keys, member)
+        for name, array in arrays.items():
+            with _member(archive, name) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     return file.getvalue()
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    return archive.open(f"{name}.npy", "w", force_zip64=True)
+
+
+def _write_keys(keys: Sequence[str], member: IO[bytes]) -> None:
+    """The array of the bytes of their JSON list, never all of it in memory: keys are most of what is known of a sample.
+
+    JSON in ASCII holds every name that a file can have: line ends, and bytes that are no UTF-8 (surrogateescape).
+    """
+    size = sum(len(json.dumps(key)) + 1 for key in keys) + 1 + (not keys)
+    np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
+    member.write(b"[")
+    for first in range(0, len(keys), _AT_ONCE):
+        part = json.dumps(keys[first : first + _AT_ONCE], separators=(",", ":"))[1:-1]
+        member.write((("," if first else "") + part).encode("ascii"))
+    member.write(b"]")
 
 
 def read(path: StrPath) -> tuple[Outcomes, str | None]:
