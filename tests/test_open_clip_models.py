@@ -52,7 +52,7 @@ def tried(vision: str) -> str:
     try:
         tower = find_tower(visual)
     except UserError as error:
-        return f" | | | {str(error).removeprefix('cannot prune ')}"
+        return f"| | | {str(error).removeprefix('cannot prune ')}"
     images = torch.empty(2, 3, *tower.image_size, device="meta")
     with torch.no_grad():
         dense = visual(images)
