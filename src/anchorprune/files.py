@@ -216,10 +216,11 @@ def replacing(path: StrPath) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: StrPath) -> Iterator[IO[bytes]]:
-    """A file to be written to `path`, all or nothing, by a library that does not bear a write that fails.
+    """A file to be written to `path`, all or nothing, by a library: whatever the name, and whatever write fails.
 
-    torch's archives end the process then, while they are closed; NumPy, which gives a real file to C, says nothing of
-    what fails while that is flushed. What comes after such a write is let go, and the error raised at the end.
+    Arrow takes no name that is no UTF-8. torch's archives end the process where a write fails while they are closed;
+    NumPy, which gives a real file to C, says nothing of what fails while that is flushed. So what comes after such a
+    write is let go, and the error raised at the end.
 
     Raises:
         Unwritten: it cannot be written.

@@ -179,7 +179,6 @@ def _not_without_parent(worker: int) -> None:
     torch looks for that too, but a worker that has more to hand over than a pipe holds then waits for ever for somebody
     to take it: it has the pipe's other end itself.
     """
-
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anchorprune.embeddings.request import EncodeRequest
-from anchorprune.files import replacing, writing
+from anchorprune.files import writing
 
 Array = np.ndarray[Any, Any]
 
@@ -74,7 +74,7 @@ class Parquet(Layout):
         # Embeddings look random: neither a dictionary nor compression makes them smaller, both take time.
         dense = ["embedding.list.element", "text_embedding.list.element"]
         others = [name for name in columns if not name.endswith("embedding")]
-        with replacing(file) as unfinished, open(unfinished, "wb") as out:  # Arrow takes no name that is no UTF-8
+        with writing(file) as out:
             pq.write_table(
                 table,
                 out,
@@ -112,7 +112,7 @@ class Npy(Layout):
             assert embeddings is not None
             with writing(path) as file:
                 np.save(file, embeddings)
-        with replacing(metadata) as unfinished, open(unfinished, "wb") as out:
+        with writing(metadata) as out:
             pq.write_table(pa.table(columns).replace_schema_metadata(about), out)
 
 

@@ -21,7 +21,7 @@ from anchorprune.embeddings.layouts import LAYOUTS, Rows
 from anchorprune.embeddings.request import EncodeRequest
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import config_hash, plain
-from anchorprune.files import clear_unfinished, real_path, replacing, write_text
+from anchorprune.files import clear_unfinished, real_path, write_text, writing
 from anchorprune.reading import bytes_of, json_of
 
 SCHEMA_VERSION = 1
@@ -185,7 +185,7 @@ class Store:
                 "reason": pa.array(columns[2], pa.string()),
             }
         )
-        with replacing(self.folder / "failures.parquet") as unfinished, open(unfinished, "wb") as out:
+        with writing(self.folder / "failures.parquet") as out:
             pq.write_table(table, out)
 
 

@@ -17,7 +17,7 @@ import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,13 +81,18 @@ def _write_keys(keys: Sequence[str], member: IO[bytes]) -> None:
 
     JSON in ASCII holds every name that a file can have: line ends, and bytes that are no UTF-8 (surrogateescape).
     """
-    size = sum(len(json.dumps(key)) + 1 for key in keys) + 1 + (not keys)
+    size = sum(map(len, _pieces(keys)))
     np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
-    member.write(b"[")
+    for piece in _pieces(keys):
+        member.write(piece)
+
+
+def _pieces(keys: Sequence[str]) -> Iterator[bytes]:
+    yield b"["
     for first in range(0, len(keys), _AT_ONCE):
         part = json.dumps(keys[first : first + _AT_ONCE], separators=(",", ":"))[1:-1]
-        member.write((("," if first else "") + part).encode("ascii"))
-    member.write(b"]")
+        yield (("," if first else "") + part).encode("ascii")
+    yield b"]"
 
 
 def read(path: StrPath) -> tuple[Outcomes, str | None]:

@@ -66,13 +66,13 @@ def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -
 
     from anchorprune.models.checkpoint import not_finite, not_real, refuse_complex
 
-    for file in _weights_of(spec):
+    weights = _weights_of(spec)
+    for file, name in weights.items():
         try:
             check_archive(file)
         except FileNotFoundError:  # a link in the model's folder, to be missed by whoever needs it
             continue
         except (OSError, ValueError) as error:
-            name = "pretrained" if file == spec.pretrained else "model"
             raise FieldError(name, file, f"holds no weights ({reason(error)})") from error
         refuse_complex(file)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -86,9 +86,8 @@ def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -
             trust=spec.trust_remote_code,
         )
     loaded.spec = spec
-    for file in _weights_of(spec):
+    for file, name in weights.items():
         if (odd := not_real(file, loaded.model)) is not None:
-            name = "pretrained" if file == spec.pretrained else "model"
             raise FieldError(name, file, f"holds weights that are no real numbers: {odd}; give weights that are whole")
     if found := not_finite(loaded.model):
         fix = f"numbers that are not finite: its {found}; give weights that are whole"
@@ -97,10 +96,14 @@ def load(spec: ModelSpec, device: torch.device, precision: str, seed: int = 0) -
     return loaded
 
 
-def _weights_of(spec: ModelSpec) -> list[str]:
-    """The checkpoint files that the model is read from, as far as they are named or lie in a folder of its own."""
+def _weights_of(spec: ModelSpec) -> dict[str, str]:
+    """The checkpoint files that the model is read from, as far as they are named or lie in a folder of its own.
+
+    With the field of `spec` that each is named by.
+    """
     folder = spec.name.removeprefix("local-dir:")
     if spec.pretrained and os.path.isfile(spec.pretrained):
-        return [spec.pretrained]
+        return {spec.pretrained: "pretrained"}
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    return [os.path.join(folder, name) for name in sorted(names) if name.endswith((".safetensors", ".bin", ".pt"))]
+    weights = [name for name in sorted(names) if name.endswith((".safetensors", ".bin", ".pt"))]
+    return {os.path.join(folder, name): "model" for name in weights}

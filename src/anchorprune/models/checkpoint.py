@@ -75,10 +75,14 @@ def _read(path: str) -> tuple[dict[str, Any] | None, bool]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever is wrong with it, open_clip has said it
         return None, False
-    nested = next((found[name] for name in _NESTED if isinstance(found, dict) and _is_state(found.get(name))), None)
-    if nested is not None:
+    if (nested := _nested(found)) is not None:
         return dict(nested), True
     return (dict(found), False) if _is_state(found) else (None, False)
+
+
+def _nested(found: Any) -> Any:
+    """The tensors by their names that a larger checkpoint holds beside other things; None where it holds none."""
+    return next((found[name] for name in _NESTED if isinstance(found, dict) and _is_state(found.get(name))), None)
 
 
 def is_torchscript(path: str) -> bool:
@@ -145,8 +149,7 @@ def _types(path: str) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    nested = (found[name] for name in _NESTED if isinstance(found, dict) and _is_state(found.get(name)))
-    state = next(nested, found)
+    state = found if (nested := _nested(found)) is None else nested
     return {name: str(each.dtype).removeprefix("torch.") for name, each in state.items() if hasattr(each, "dtype")}
 
 
