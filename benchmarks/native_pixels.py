@@ -6,7 +6,8 @@
 The tower is built for images of 128 × 176 px (8 × 11 patches of 16 px), its positions resampled by open_clip, and sees
 the middle of each image of that size or more, cropped and never scaled. That is not the size that its weights were
 trained at: compare the ways with each other and with the unpruned row, not with other tables. Images of the search half
-(benchmarks/held_out.py) of the test split.
+(benchmarks/held_out.py) of the test split. Aligned: `coarse` with features aligned as `anchorprune calibrate` does it,
+by such crops of `--calibrate` images of the train split, without their labels.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, Normalize, ToTensor
 
 from anchorprune import prune
+from anchorprune.alignment import fit
 from anchorprune.datasets import DataSpec, open_dataset
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import make_strategy
@@ -43,21 +45,34 @@ def main() -> None:
     parser.add_argument("--pretrained", required=True)
     parser.add_argument("--data", required=True, help="a webdataset folder with the split test")
     parser.add_argument("--load_clfs", required=True, help="the classifier, [features, classes]")
+    parser.add_argument("--calibrate", type=int, default=2000, metavar="IMAGES", help="of the train split, 0: none")
     parser.add_argument("--batch_size", type=int, default=50)
     args = parser.parse_args()
+    torch.manual_seed(0)
 
     model = open_clip.create_model(args.model, pretrained=args.pretrained, force_image_size=SIZE).eval()
     clip = model.visual.preprocess_cfg
     transform = Compose([CenterCrop(SIZE), ToTensor(), Normalize(clip["mean"], clip["std"])])
-    images, labels = native(args.data, transform)
+    images, labels = native(args.data, "test", transform)
     classifier = torch.load(args.load_clfs, weights_only=True).float()
     print(f"{len(images)} images, bfloat16 autocast, batch {args.batch_size}, {torch.get_num_threads()} threads\n")
     print("| pruned to | GMACs | top-1, % | points to unpruned | coarse minus this |\n|---|---|---|---|---|")
 
-    def right(strategy: Strategy | None) -> list[float]:
-        features = [encode(model, batch, strategy) for batch in images.split(args.batch_size)]
-        return ((torch.cat(features) @ classifier).argmax(dim=1) == labels).double().tolist()
+    def encoded(shown: Tensor, strategy: Strategy | None) -> Tensor:
+        return torch.cat([encode(model, batch, strategy) for batch in shown.split(args.batch_size)])
 
+    def hits(features: Tensor) -> list[float]:
+        return ((features @ classifier).argmax(dim=1) == labels).double().tolist()
+
+    def right(strategy: Strategy | None) -> list[float]:
+        return hits(encoded(images, strategy))
+
+    def aligned(strategy: Strategy) -> list[float]:
+        return hits(fit(encoded(unlabelled, strategy), unpruned).alignment(encoded(images, strategy)))
+
+    if args.calibrate:
+        unlabelled = native(args.data, "train", transform, args.calibrate)[0]
+        unpruned = encoded(unlabelled, None)
     dense = right(None)
     print(f"| everything | {image_tower_flops(model) / 2e9:.2f} | {100 * sum(dense) / len(dense):.1f} | | |")
     for step in range(3):
@@ -70,20 +85,30 @@ def main() -> None:
             with prune(model, draws[0]):
                 gmacs = image_tower_flops(model) / 2e9
             first = first or shares
-            behind = "" if first is shares else difference(first, shares)
-            print(
-                f"| `{name} --{field} {budgets[step]}` | {gmacs:.2f} | {100 * sum(shares) / len(shares):.1f} | "
-                f"{difference(shares, dense)} | {behind} |",
-                flush=True,
-            )
+            row(f"`{name} --{field} {budgets[step]}`", gmacs, shares, dense, first)
+            if name == "coarse" and args.calibrate:
+                row(f"`{name} --{field} {budgets[step]}`, aligned", gmacs, aligned(draws[0]), dense, first)
 
 
-def native(data: str, transform: Compose) -> tuple[Tensor, Tensor]:
-    """The images `[n, 3, *SIZE]` of the search half that are large enough to be cropped to `SIZE`, and their labels."""
-    dataset = open_dataset(DataSpec(name=f"wds/{Path(data).name}", root=data), lambda image: image.convert("RGB"))
+def row(way: str, gmacs: float, right: list[float], dense: list[float], coarse: list[float]) -> None:
+    behind = "" if right is coarse else difference(coarse, right)
+    top1 = 100 * sum(right) / len(right)
+    print(f"| {way} | {gmacs:.2f} | {top1:.1f} | {difference(right, dense)} | {behind} |", flush=True)
+
+
+def native(data: str, split: str, transform: Compose, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The images `[n, 3, *SIZE]` of the split that are large enough to be cropped to `SIZE`, and their labels.
+
+    Of `test` those of the search half; with `limit` so many of them, drawn at random.
+    """
+    spec = DataSpec(name=f"wds/{Path(data).name}", root=data, split=split)
+    dataset = open_dataset(spec, lambda image: image.convert("RGB"))
+    places = half_of(dataset.keys, "search") if split == "test" else torch.randperm(len(dataset.keys)).tolist()
     chosen: list[Tensor] = []
     labels: list[int] = []
-    for i in half_of(dataset.keys, "search"):
+    for i in places:
+        if len(chosen) == limit:
+            break
         image, label = dataset.items[i]
         if image.height >= SIZE[0] and image.width >= SIZE[1]:
             chosen.append(transform(image))
@@ -93,9 +118,9 @@ def native(data: str, transform: Compose) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def encode(model: open_clip.CLIP, images: Tensor, strategy: Strategy | None) -> Tensor:
-    """Normalised features; pruned where there is a strategy."""
+    """Features, not normalised; pruned where there is a strategy."""
     with torch.autocast("cpu", torch.bfloat16), prune(model, strategy) if strategy else nullcontext():
-        return model.encode_image(images, normalize=True).float()
+        return model.encode_image(images).float()
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from anchorprune import prune
 from anchorprune.pruning.copies import sharing_copy
-from anchorprune.strategies import registry
+from anchorprune.pruning.cost import image_tower_flops
+from anchorprune.strategies import standalone
 
-BUDGETS: dict[str, dict[str, Any]] = {"anchor": {}, "tome": {"r": 13}, "pitome": {"r": 13}}
 failed: list[str] = []
 
 
@@ -37,10 +37,10 @@ def main() -> int:
     images = torch.randn(8, 3, *model.visual.image_size)
     print(torch.cuda.get_device_name(), torch.__version__, args.model)
     with torch.no_grad():
-        on_cpu = {name: features(model, name, images) for name in registry()}
+        on_cpu = {name: features(model, name, images) for name in standalone()}
         model.cuda()
         images = images.cuda()
-        for name in registry():
+        for name in standalone():
             check(
                 f"{name}: the tokens and features of a CPU", lambda name=name: same(model, name, images, on_cpu[name])
             )
@@ -56,7 +56,7 @@ def main() -> int:
 def pruned(model: Any, name: str) -> tuple[Any, Any]:
     """A copy of the image tower that is pruned to about half of the compute, and the handle."""
     tower = sharing_copy(model.visual)
-    return tower, prune(tower, name, **BUDGETS.get(name, {"keep_patches": 60}))
+    return tower, prune(tower, name, target_gmacs=image_tower_flops(model) / 4e9)
 
 
 def features(model: Any, name: str, images: Tensor) -> tuple[Tensor, Tensor]:

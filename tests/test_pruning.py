@@ -342,6 +342,25 @@ def test_pruning_twice_is_one_clear_error(clip: nn.Module) -> None:
     anchorprune.prune(clip, "anchor", k_anchors=2, top_m=4).restore()
 
 
+def test_pruning_that_fails_leaves_the_model_as_it_was(
+    clip: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has a handle then: with warnings as errors, or interrupted as torch throws compiled code away."""
+    before = clip.encode_image(images)
+    with pytest.raises(UserWarning, match="nothing is dropped"):
+        anchorprune.prune(clip, "anchor", **COVERING["anchor"])
+    monkeypatch.setattr("anchorprune.pruning.injection.forget_compiled_code", lambda: 1 / 0)
+    cascade = anchorprune.Cascade(stages=("coarse --keep_patches 6", "unpruned"))
+    for strategy in (make_strategy("coarse", keep_patches=6), cascade):
+        with pytest.raises(ZeroDivisionError):
+            anchorprune.prune(clip, strategy)
+    assert torch.equal(clip.encode_image(images), before)
+    monkeypatch.undo()
+    with anchorprune.prune(clip, "coarse", keep_patches=6) as pruning:
+        clip.encode_image(images)
+    assert pruning.tokens_after == 7
+
+
 @pytest.mark.parametrize("prune_layer", [-1, 0, 1, LAYERS + 1])
 def test_prune_layer_may_be_2_to_the_number_of_blocks(visual: nn.Module, prune_layer: int) -> None:
     with pytest.raises(UserError, match=f"prune_layer={prune_layer}"):

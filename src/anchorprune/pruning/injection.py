@@ -159,7 +159,6 @@ class Pruning:
         check_layers(tower, strategy)
         strategy.check_fits(tower.module)
         self._hooks = Hooks(tower, strategy, self._passes, small_images)
-        self._install()
         if not self._hooks.drops:
             smaller = strategy.smaller_budget(tower.num_patches, len(tower.blocks))
             fields = smaller.apart_from(strategy)
@@ -173,6 +172,7 @@ class Pruning:
                 ),
                 stacklevel=3,
             )
+        self._install()
 
     def _install(self) -> None:
         assert self._hooks is not None
@@ -182,8 +182,13 @@ class Pruning:
                 "returned, or anchorprune.restore(model), before pruning it again"
             )
         self._hooks.install()
-        self._tower.blocks[0].__dict__[_HANDLE] = self
-        forget_compiled_code()
+        try:
+            self._tower.blocks[0].__dict__[_HANDLE] = self
+            forget_compiled_code()
+        except BaseException:  # nobody has a handle by which to take it away again
+            self._hooks.remove()
+            self._tower.blocks[0].__dict__.pop(_HANDLE, None)
+            raise
 
     def restore(self) -> None:
         """Make the model what it was. Calling it again does nothing."""
