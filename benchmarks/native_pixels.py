@@ -6,7 +6,7 @@
 The tower is built for images of 128 × 176 px (8 × 11 patches of 16 px), its positions resampled by open_clip, and sees
 the middle of each image of that size or more, cropped and never scaled. That is not the size that its weights were
 trained at: compare the ways with each other and with the unpruned row, not with other tables. Images of the search half
-(benchmarks/held_out.py) of the test split. Aligned: `coarse` with features aligned as `anchorprune calibrate` does it,
+(benchmarks/held_out.py) of the test split. Aligned: with features aligned as `anchorprune calibrate` does it,
 by such crops of `--calibrate` images of the train split, without their labels.
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
                 gmacs = image_tower_flops(model) / 2e9
             first = first or shares
             row(f"`{name} --{field} {budgets[step]}`", gmacs, shares, dense, first)
-            if name == "coarse" and args.calibrate:
+            if name != "random" and args.calibrate:
                 row(f"`{name} --{field} {budgets[step]}`, aligned", gmacs, aligned(draws[0]), dense, first)
 
 

@@ -15,13 +15,14 @@ Grid = tuple[int, int]
 def coarser(grid: Grid, count: int) -> Grid:
     """Rows and columns of the smallest grid of at least `count` patches that has the shape of `grid`, to one row."""
     rows, columns = grid
-    fitting = [
-        (r, c)
-        for r in range(1, rows + 1)
-        for c in range(1, columns + 1)
-        if r * c >= count and abs(r * columns - c * rows) <= max(grid)
-    ]
-    return min(fitting, key=lambda g: (g[0] * g[1], -g[0]), default=grid)
+    best = grid
+    # A loop, not `min` with a key, which torch.compile cannot trace in torch 2.10.
+    for r in range(rows, 0, -1):
+        for c in range(1, columns + 1):
+            fits = r * c >= count and abs(r * columns - c * rows) <= max(grid)
+            if fits and r * c < best[0] * best[1]:
+                best = (r, c)
+    return best
 
 
 def shrink(images: Float[Tensor, "B 3 _ _"], height: int, width: int) -> Float[Tensor, "B 3 {height} {width}"]:
