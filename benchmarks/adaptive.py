@@ -22,6 +22,7 @@ import argparse
 from collections.abc import Iterator
 from itertools import combinations
 
+import target
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -133,4 +134,4 @@ def said(features: Tensor, unpruned: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+import target
 import torch
 from held_out import half_of, subcommand
 from torch.nn import functional as F
@@ -48,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

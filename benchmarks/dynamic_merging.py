@@ -16,6 +16,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import target
 import torch
 from adaptive import batches, said
 from torch import Tensor
@@ -80,8 +81,8 @@ def main() -> None:
 
     unpruned = torch.cat([encode(image) for image in images])
     print(f"{len(unpruned) // 2} pictures, unpruned: {said(unpruned, unpruned)}")
-    for target in args.target_gmacs:
-        fixed = solve(model, make_strategy("tome"), target)
+    for target_gmacs in args.target_gmacs:
+        fixed = solve(model, make_strategy("tome"), target_gmacs)
         amounts = fixed.amounts(len(find_tower(model).blocks))
         dynamic = Dynamic(thresholds=thresholds(model, images[: 2 * args.calibrate : 2], encode, amounts))
         for strategy in (fixed, dynamic):
@@ -123,4 +124,4 @@ def gmacs(model: Any, tokens_by_block: list[int]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

@@ -151,4 +151,4 @@ def against_upstream(request: EncodeRequest, folder: str, args: argparse.Namespa
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import target
 from encode_throughput import extracted
 from PIL import Image
 
@@ -77,4 +78,4 @@ def times(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

@@ -17,6 +17,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+import target
+
 from anchorprune.commands import build_parser
 from anchorprune.commands._flags import parse_strategies
 from anchorprune.commands._requests import single_request
@@ -85,4 +87,4 @@ def even(key: str) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

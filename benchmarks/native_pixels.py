@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import open_clip
+import target
 import torch
 from held_out import difference, half_of
 from torch import Tensor
@@ -124,4 +125,4 @@ def encode(model: open_clip.CLIP, images: Tensor, strategy: Strategy | None) -> 
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

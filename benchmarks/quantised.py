@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import target
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -93,4 +94,4 @@ def openvino_runner(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import target
 import torch
 from PIL import Image
 from torch import Tensor
@@ -134,4 +135,4 @@ def encode(run: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> 
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

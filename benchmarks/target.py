@@ -1,8 +1,10 @@
-"""What the benchmarks of `make bench` have in common: a ratio, its target, and an exit code."""
+"""What the benchmarks have in common: a ratio, its target, an exit code, and one line for what is not there."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 _missed: list[str] = []
 
@@ -22,3 +24,15 @@ def hold(what: str, value: float, *, at_least: float | None = None, at_most: flo
 def leave() -> None:
     """End the program: exit code 1 where a target was missed."""
     sys.exit(1 if _missed else 0)
+
+
+def run(main: Callable[[], object]) -> None:
+    """The program. What is wrong with its flags, or not there, ends it in one line with exit code 2."""
+    from anchorprune.errors import FieldError, UserError
+
+    try:
+        main()
+    except UserError as error:
+        said = error.as_flag() if isinstance(error, FieldError) else str(error)
+        print(f"{Path(sys.argv[0]).name}: error: {said}", file=sys.stderr)
+        sys.exit(2)

@@ -15,6 +15,7 @@ import dataclasses
 import sys
 from typing import Any
 
+import target
 import timm
 import torch
 from held_out import subcommand
@@ -148,4 +149,4 @@ def fit(tower: Any, tokens: Tensor, features: Tensor, epochs: int, seed: int, ru
 
 
 if __name__ == "__main__":
-    main()
+    target.run(main)

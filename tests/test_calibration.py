@@ -209,6 +209,7 @@ def test_a_flat_folder_calibrates_and_eval_and_encode_take_the_file(world: tuple
         "calibrate", *model, *data, *idle, "--num_workers", 0, "--strategies", "coarse --keep_patches 4", "--out", out
     )
     assert made.code == 0, made.err
+    assert made.out[0] == "1 way of pruning to calibrate"
     assert "60 images" in made.out[-3]
     assert str(out) in made.out[-1]
     strategy = ["--strategy", "calibrated", "--calibration", out]
@@ -267,9 +268,18 @@ def test_no_output_is_the_weights_or_the_calibration(world: tuple[list[Any], Pat
     assert weights.read_bytes() == before
     path = tmp_path / "c.safetensors"
     made = command(
-        "calibrate", *model, *data, "--num_workers", 0, "--strategies", "coarse --keep_patches 4", "--out", path
+        "calibrate",
+        *model,
+        *data,
+        "--num_workers",
+        0,
+        "--strategies",
+        "coarse --keep_patches 4",
+        "--out",
+        path,
+        "--quiet",
     )
-    assert made.code == 0, made.err
+    assert (made.code, made.out, made.err) == (0, [], [])
     content = path.read_bytes()
     pruning = ["--enable_pruning", "--strategy", "calibrated", "--calibration", path]
     refused = command("eval", *model, *data, "--task", "fidelity", *pruning, "--output", path)

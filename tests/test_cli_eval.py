@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -155,11 +156,33 @@ def test_pruning_flags_without_enable_pruning_have_no_effect_and_one_line_says_s
     assert (outcome.code, read("r.json")["pruning"]) == (0, None)
 
 
+def test_class_names_of_what_has_none_are_said_to_be_missing_from_the_result(world: World) -> None:
+    flags = ["--task", "zeroshot_retrieval", "--dump_classnames", "--num_workers", 0, "--output", "r.json"]
+    outcome = command("eval", *world.model, *world.captioned, *flags)
+    [line] = outcome.err
+    assert line.endswith("zeroshot_retrieval on wds/captioned has none, and --dump_classnames no effect")
+    assert "classnames" not in read("r.json")
+
+
+def test_a_folder_of_open_clips_comes_with_its_weights_and_the_default_tag_is_not_its(world: World) -> None:
+    folder = Path("local")
+    folder.mkdir()
+    shutil.copy(world.weights, folder / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": open_clip.get_model_config(TINY), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    outcome = command("eval", "--model", "local-dir:local", *world.three, "--num_workers", 0, "--output", "r.json")
+    assert (outcome.code, outcome.err) == (0, [])
+    assert read("r.json")["pretrained"] == ""
+
+
 def test_attention_output_without_extract_attention_has_no_effect_and_one_line_says_so(world: World) -> None:
     flags = ["--attention_output", "a.pt", "--num_workers", 0, "--output", "r.json"]
     outcome = command("eval", *world.model, *world.three, *flags)
     assert outcome.err == ["anchorprune: warning: without --extract_attention, --attention_output has no effect"]
     assert (outcome.code, Path("a.pt").exists()) == (0, False)
+    told = command("eval", *world.model, *world.three, *flags, "--attention_images", 2).err
+    idle = "--attention_output, --attention_images have no effect"
+    assert told == [f"anchorprune: warning: without --extract_attention, {idle}"]
 
 
 def test_a_tower_that_cannot_be_pruned_can_be_evaluated(world: World) -> None:

@@ -77,6 +77,14 @@ def test_quiet_is_quiet_of_transformers_too(world: World, folder: Path, imported
         assert "Loading weights" in run().stderr
 
 
+@pytest.mark.parametrize("words", ["eval", "speed", "encode --input photos --out out"])
+def test_weights_for_a_model_that_has_its_own_are_refused(world: World, folder: Path, words: str) -> None:
+    more = [*world.things, *FLAGS] if words == "eval" else ["--no_amp"]
+    outcome = command(*words.split(), "--model_type", "hf", "--model", folder, "--pretrained", "openai", *more)
+    said = "--pretrained openai: models of transformers come with their weights; leave it out"
+    assert (outcome.code, outcome.err) == (2, [f"anchorprune: error: {said}"])
+
+
 def test_features_are_those_that_transformers_gives(folder: Path) -> None:
     model = transformers.AutoModel.from_pretrained(folder).eval()
     loaded = huggingface.load(str(folder), "", cache_dir=None, device=CPU, precision="fp32")

@@ -90,7 +90,9 @@ def test_the_list_has_every_name_that_eval_takes() -> None:
     ("words", "reason"),
     [
         (["check"], "name the data sets to check"),
+        (["check", "bundled", "--task", "retrieval"], "argument --task: invalid choice: 'retrieval'"),
         (["list", "cifar10"], "did you mean datasets check cifar10?"),
+        (["--split", "train", "-r", "root2"], "takes no --dataset_root, --split; datasets check does"),
         (["check", "folder:nowhere"], "--dataset folder:nowhere: no such folder"),
         (["check", "bundled", "--num_workers", "-1"], "--num_workers -1: must be 0"),
     ],

@@ -305,6 +305,11 @@ def test_a_column_of_data_that_is_no_table_is_refused() -> None:
         open_dataset(DataSpec(name="bundled", label_column="x"), pixels)
 
 
+def test_a_file_of_captions_for_data_that_reads_none_is_refused() -> None:
+    with pytest.raises(FieldError, match=r"annotation_file='a.json': bundled has no captions in a file apart"):
+        open_dataset(DataSpec(name="bundled", annotation_file="a.json"), pixels)
+
+
 # --- as part of a request
 
 

@@ -25,9 +25,16 @@ def test_its_python_runs_and_writes_the_files_that_it_lists(here: Path, capsys: 
     listing = re.search(r"```\nembeddings/\n(.*?)```", PAGE, re.DOTALL).group(1)
     names = [line.split()[0] for line in listing.splitlines()]
     assert len(names) == 4
-    assert all((here / "embeddings" / name).is_file() for name in names)
+    out = here / "embeddings-66"
+    assert all((out / name).is_file() for name in names)
     columns = re.search(r"failures.parquet +([\w, ]+):", listing).group(1).split(", ")
-    assert pq.read_table(here / "embeddings" / "failures.parquet").schema.names == columns
+    assert pq.read_table(out / "failures.parquet").schema.names == columns
+
+
+def test_each_example_has_a_folder_of_its_own_so_that_all_can_be_typed_in_one_place() -> None:
+    folders = re.findall(r"--out (\S+)", PAGE) + re.findall(r'anchorprune\.encode\(request, "(.*?)"', PAGE)
+    folders = [folder for folder in folders if folder.startswith("embeddings")]
+    assert len(folders) == len(set(folders)) == 7
 
 
 def test_what_it_says_of_encode_json_is_there(here: Path) -> None:

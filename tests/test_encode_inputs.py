@@ -293,6 +293,13 @@ def test_an_input_that_cannot_be_is_one_sentence_and_leaves_nothing(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("field", ["image_column", "id_column"])
+def test_a_column_of_what_is_no_table_is_refused(model: LoadedModel, photos: Path, here: Path, field: str) -> None:
+    with pytest.raises(UserError, match=f"^{field}='uid': {photos} is no table; leave it out$"):
+        anchorprune.encode(request(photos, **{field: "uid"}), "out", model=model)
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

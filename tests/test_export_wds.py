@@ -329,7 +329,15 @@ def test_a_line_of_upstreams_command_does_what_it_does(tmp_path: Path) -> None:
     assert len(list(upstreams(tmp_path / "out", "zeroshot_retrieval"))) == 3
     outcome = command("export-wds", "-d", name, "-o", tmp_path / "b", "--multilabel")
     assert (outcome.code, len(outcome.err)) == (2, 1)
-    assert re.search(r"--dataset table:.*: has captions, and multilabel asks for labels", outcome.err[0])
+    assert re.search(r"--dataset table:.*: has captions, and --multilabel asks for labels", outcome.err[0])
+
+
+def test_captions_and_another_task_are_not_asked_for_at_once(tmp_path: Path) -> None:
+    line = ["-d", captioned(tmp_path), "-o", tmp_path / "out", "--retrieval", "--task", "zeroshot_classification"]
+    outcome = command("export-wds", *line)
+    said = "--task zeroshot_classification: contradicts --retrieval, which means zeroshot_retrieval; give one of them"
+    assert (outcome.code, outcome.err) == (2, [f"anchorprune: error: {said}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_workers_write_what_one_process_writes(photos: Path, tmp_path: Path) -> None:

@@ -163,8 +163,7 @@ def test_every_command_refuses_it_in_one_line(world: Any, local: Path, line: str
         "encode": ["--input", world.folder / "things", "--out", "out"],
         "export": ["--output", "m.onnx"],
     }
-    pretrained = [] if line in ("speed", "export") else ["--pretrained", ""]
-    outcome = command(line, "--model", f"local-dir:{local}", *pretrained, *rest[line])
+    outcome = command(line, "--model", f"local-dir:{local}", *rest[line])
     assert outcome.code == 2
     assert len(outcome.err) == 1
     assert "brings Python code of its own, which is not run" in outcome.err[0]

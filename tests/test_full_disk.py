@@ -73,7 +73,7 @@ def test_calibrate_tells_its_cosines(world: World) -> None:
         picture(i).save(f"flat/{i}.png")
     argv = ["calibrate", *world.model, "--dataset", "folder:flat", *RUN, "--strategies", "tome --r 2", "--out", "c"]
     line, out, left = on_a_full_disk(0, *argv)
-    assert line == "anchorprune: error: c: cannot be written (File too large)"
+    assert line == "anchorprune: error: c: cannot be written (File too large); what was found is printed above"
     assert "Cosines" in out[-1]
     assert not left
 

@@ -58,7 +58,7 @@ def test_a_number_that_no_integer_holds_is_refused_by_every_flag(
         (["--custom_classname_file", "x" * 300], "no such file"),
         (["--custom_template_file", "~nobody-of-that-name/x"], "no such file"),
         (["--load_clfs", "x" * 300], "no such file"),
-        (["--model_type", "hf", "--model", "x" * 300], "--model "),
+        (["--model_type", "hf", "--pretrained", "", "--model", "x" * 300], "--model "),
         (["--model", "local-dir:" + "x" * 300], ""),
         (["--pretrained_model", "x" * 5000], "is no 'model,pretrained' pair"),
     ],

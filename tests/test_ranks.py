@@ -156,8 +156,11 @@ def test_a_choice_for_the_whole_batch_cannot_be_dealt_out(world: World, monkeypa
         evaluate(request, shard=(0, 2))
 
 
-def test_without_a_launcher_it_is_one_process(world: World) -> None:
-    assert command("eval", *world.model, *world.three, *QUICK, "--shard_samples", "--output", "r.json").code == 0
+@pytest.mark.parametrize("flag", ["--shard_samples", "--distributed"])
+def test_without_a_launcher_it_is_one_process_and_one_line_says_so(world: World, flag: str) -> None:
+    outcome = command("eval", *world.model, *world.three, *QUICK, flag, "--output", "r.json")
+    said = "no launcher (torchrun, SLURM, MPI) started this process, which does all by itself"
+    assert (outcome.code, outcome.err) == (0, [f"anchorprune: warning: {flag}: {said}"])
     assert read("r.json")["n_samples"] == 7
 
 

@@ -132,6 +132,13 @@ def test_who_says_which_pruning_or_none_is_told_nothing(world: World, here: Path
     assert command("eval", *flags, *more).err == []
 
 
+@pytest.mark.parametrize("words", ["eval", "sweep --strategies tome", "tune --max_drop 5"])
+def test_a_setting_of_another_task_has_no_effect(world: World, here: Path, words: str) -> None:
+    flags = [*world.model, *world.three, "--num_workers", 0, "--view_seed", 3]
+    said = "with --task zeroshot_classification, --view_seed has no effect"
+    assert command(*words.split(), *flags).err[0] == f"anchorprune: warning: {said}"
+
+
 def test_one_idle_flag_has_no_effect(world: World, here: Path) -> None:
     flags = [*world.model, *world.three, "--num_workers", 0, "--output", "r.json", "--strategy", "coarse"]
     assert command("eval", *flags).err == ["anchorprune: warning: without --enable_pruning, --strategy has no effect"]

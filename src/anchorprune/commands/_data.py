@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from anchorprune.commands._flags import add_column_flags, add_progress_flags
+from anchorprune.commands._flags import add_column_flags, add_progress_flags, task_choices
 from anchorprune.datasets import dataset_root, default_task
 from anchorprune.datasets.base import DataSpec
 
@@ -20,7 +20,13 @@ def add_data_flags(parser: argparse._ActionsContainer) -> None:
         help="folder or URL of the data; may hold {dataset} and {dataset_cleaned} (default: %(default)s)",
     )
     add("--split", "-s", default="test", help="split to use (default: %(default)s)")
-    add("--task", default="auto", help="which task's samples, where a data set has several (default: its own)")
+    add(
+        "--task",
+        default="auto",
+        choices=task_choices(),
+        metavar="TASK",
+        help="which task's samples, where a data set has several (default: its own)",
+    )
     add("--annotation_file", default="", help="captions, for retrieval")
     add("--custom_classname_file", default=None, help="JSON: data set -> class names")
     add("--custom_template_file", default=None, help="JSON: data set -> prompts with {c}")

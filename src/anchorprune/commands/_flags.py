@@ -103,7 +103,7 @@ def add_source_flags(parser: argparse._ActionsContainer) -> None:
         "--task",
         type=str,
         default="auto",
-        choices=_task_choices(),
+        choices=task_choices(),
         metavar="TASK",
         help=f"what is measured: {', '.join(tasks.registry())}; auto: the data set's own",
     )
@@ -144,14 +144,14 @@ def add_column_flags(parser: argparse._ActionsContainer) -> None:
         )
 
 
-def add_running_flags(parser: argparse._ActionsContainer) -> None:
-    """How to run it."""
+def add_running_flags(parser: argparse._ActionsContainer, result: str = "") -> None:
+    """How to run it; `result` is what `--quiet` does not keep quiet beside what went wrong."""
     add = parser.add_argument
     add("--no_amp", action="store_false", dest="amp", default=True, help="no mixed precision: float32")
     add("--num_workers", default=4, type=int, help="processes that decode images")
     add("--seed", default=0, type=int, help="random seed; also chooses the images of --limit")
     add("--batch_size", default=64, type=int, help="images encoded at once")
-    add("--quiet", dest="verbose", action="store_false", help="print nothing but warnings and errors")
+    add("--quiet", dest="verbose", action="store_false", help=f"print nothing but {result}warnings and errors")
     add(
         "--limit",
         default=None,
@@ -222,7 +222,7 @@ def add_strategy_flags(parser: argparse._ActionsContainer) -> None:
             raise UserError(f"strategy {_owners(name)}: --{name} is another flag already; rename the field") from error
 
 
-def _task_choices() -> list[str]:
+def task_choices() -> list[str]:
     return [*tasks.registry(), "auto"]
 
 

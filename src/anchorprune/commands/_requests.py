@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,6 +134,22 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
     return requests
 
 
+def warn_of_idle_task_flags(args: argparse.Namespace, requests: Sequence[Request]) -> None:
+    """Say which settings of tasks were given that none of these tasks has."""
+    used = {field.name for request in requests for field in dataclasses.fields(request.task)}
+    others = {field.name: field.default for task in registry().values() for field in dataclasses.fields(task)}
+
+    def several(value: Any) -> tuple[Any, ...]:
+        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+    left = {name: default for name, default in others.items() if name not in used and hasattr(args, name)}
+    idle = [f"--{name}" for name, default in left.items() if several(getattr(args, name)) != several(default)]
+    if idle and requests:
+        names = ", ".join(dict.fromkeys(request.task.name for request in requests))
+        has = "has" if len(idle) == 1 else "have"
+        warnings.warn(f"with --task {names}, {', '.join(idle)} {has} no effect", stacklevel=2)
+
+
 def compute_of(args: argparse.Namespace) -> Compute:
     """UserError where --no_amp and --precision contradict each other, or a value cannot be."""
     if not args.amp and args.precision not in (None, "fp32"):
@@ -186,13 +203,12 @@ def _check_collisions(save_clf: str | None, runs: list[Run], *, outcomes: bool) 
 
 def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
     if not args.pretrained_model:
-        if args.model_type == "hf":  # they come with their weights
-            return [(model, "") for model in _as_list(args.model)]
-        if args.model_type == "timm" and args.pretrained == DEFAULT_PRETRAINED:  # of open_clip
-            from anchorprune.models.timm import default_weights
-
-            return [(model, default_weights(model)) for model in _as_list(args.model)]
-        return list(product(_as_list(args.model), _as_list(args.pretrained)))
+        given = _as_list(args.pretrained)
+        return [
+            (model, each)
+            for model in _as_list(args.model)
+            for each in ([weights_of(model, args.model_type)] if given == DEFAULT_PRETRAINED else given)
+        ]
     models: list[tuple[str, str]] = []
     for name in _as_list(args.pretrained_model):
         if os.path.isfile(name):
@@ -206,6 +222,17 @@ def _models(args: argparse.Namespace) -> list[tuple[str, str]]:
         else:
             models.append(_pair(name, "--pretrained_model"))
     return models
+
+
+def weights_of(model: str, library: str) -> str:
+    """What `--pretrained` is of this model where it was not given: its default is a tag of open_clip's."""
+    if library == "hf" or model.startswith(("hf-hub:", "local-dir:")):  # they come with their weights
+        return ""
+    if library == "timm":
+        from anchorprune.models.timm import default_weights
+
+        return default_weights(model)
+    return DEFAULT_PRETRAINED[0]
 
 
 def _list_file(name: str) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -64,15 +65,19 @@ def engine_of(args: argparse.Namespace) -> Iterator[Engine]:
             raise FieldError(name, value, "must be 0 or more")
         if value is not None and value > 1 and value % 1:
             raise FieldError(name, value, "must be a whole number above 1; Ray shares out parts of one only")
+    flag = "--shard_samples" if shares else "--distributed"
     if args.engine == "ray":
         if shares or deals:
-            flag = "--shard_samples" if shares else "--distributed"
             raise UserError(f"--engine ray: shares the work out by itself; leave {flag} out")
         from anchorprune.scale import ray
 
         with ray.connected(args.ray_gpus, args.ray_cpus, args.device, args.num_workers) as cluster:
             yield cluster
-    elif shares:
+        return
+    if (shares or deals) and ranks.launcher() is None:
+        said = "no launcher (torchrun, SLURM, MPI) started this process, which does all by itself"
+        warnings.warn(f"{flag}: {said}", stacklevel=2)
+    if shares:
         with ranks.joined(args.device) as group:
             args.verbose = args.verbose and group.first
             yield group

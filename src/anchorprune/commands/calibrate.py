@@ -8,6 +8,7 @@ from functools import partial
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
 from anchorprune.commands._requests import list_files, single_request
+from anchorprune.commands._results import kept
 from anchorprune.outputs import check_outputs
 
 HELP = "measure on unlabelled images what pruning does to features, for --strategy calibrated to undo it"
@@ -54,8 +55,5 @@ def run(args: argparse.Namespace) -> None:
         progress=flags.reporting(args),
         say=partial(say, args),
     )
-    try:
-        print(found.to_text(), flush=True)
-    finally:  # whether it can be printed or not
-        found.save(args.out)
+    kept(args, found.to_text(), partial(found.save, args.out))
     say(args, f"\n{args.out}: use it by --strategy calibrated --calibration {args.out}")

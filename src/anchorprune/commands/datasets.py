@@ -36,8 +36,18 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         if args.names:
             raise UserError(f"datasets list: takes no names; did you mean datasets check {' '.join(args.names)}?")
+        if idle := [f"--{name}" for name in _of_samples(args)]:
+            raise UserError(f"datasets list: opens no data and takes no {', '.join(idle)}; datasets check does")
         return _list(args)
     return _check(args)
+
+
+def _of_samples(args: argparse.Namespace) -> list[str]:
+    """The flags that were given of how samples are read."""
+    flags = (
+        action for action in args.parser._actions if action.option_strings and action.dest not in ("help", "format")
+    )
+    return [flag.dest for flag in flags if flag.dest != "verbose" and getattr(args, flag.dest) != flag.default]
 
 
 def _list(args: argparse.Namespace) -> int:

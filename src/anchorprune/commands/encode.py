@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from anchorprune.commands import _flags as flags
-from anchorprune.commands._flags import given_fields, say
-from anchorprune.commands._requests import compute_of
+from anchorprune.commands._flags import DEFAULT_PRETRAINED, given_fields, say
+from anchorprune.commands._requests import compute_of, weights_of
 from anchorprune.commands._scale import add_engine_flags, engine_of
 from anchorprune.embeddings.request import DTYPES, FORMATS, INPUT_FORMATS, EncodeRequest
 from anchorprune.errors import FieldError, UserError
@@ -140,7 +140,8 @@ def request_of(args: argparse.Namespace) -> EncodeRequest:
         for field in dataclasses.fields(EncodeRequest)
         if field.name not in ("model", "pruning", "compute")
     }
-    pretrained = "" if args.model_type == "hf" else args.pretrained
+    given = [args.pretrained] != DEFAULT_PRETRAINED
+    pretrained = args.pretrained if given else weights_of(args.model, args.model_type)
     return EncodeRequest(
         **same,
         model=ModelSpec(

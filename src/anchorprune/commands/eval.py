@@ -11,10 +11,9 @@ import warnings
 from functools import partial
 from typing import Any
 
-from anchorprune import tasks
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import DEFAULT_OUTPUT, add_strategy_flags, given_fields, say
-from anchorprune.commands._requests import Run, list_files, plan_runs
+from anchorprune.commands._requests import Run, list_files, plan_runs, warn_of_idle_task_flags
 from anchorprune.commands._results import all_of, noted, summary
 from anchorprune.commands._scale import Failures, add_engine_flags, engine_of, results_of
 from anchorprune.errors import FieldError, Unwritten, UserError, did_you_mean
@@ -29,6 +28,7 @@ from anchorprune.strategies.base import Strategy
 from anchorprune.tasks.base import Task
 
 HELP = "evaluate models on data sets, pruned or not"
+ATTENTION_IMAGES = 8
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +139,9 @@ def _add_pruning_flags(ours: argparse._ActionsContainer) -> None:
         type=str,
         help="its file, a template like --output (default: attention_{dataset}_{pretrained}_{model}.pt)",
     )
-    ours.add_argument("--attention_images", default=8, type=int, help="of how many images (default: 8)")
+    ours.add_argument(
+        "--attention_images", default=ATTENTION_IMAGES, type=int, help="of how many images (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -174,7 +176,7 @@ def _planned(args: argparse.Namespace, engine: Engine) -> tuple[list[Run], Failu
     """The runs that are not done yet, what of the others has failed already, and how many there are in all."""
     failures = Failures()
     runs = plan_runs(args)
-    _warn_of_idle_task_flags(args, runs)
+    warn_of_idle_task_flags(args, [run.request for run in runs])
     todo = []
     for run in _pruned(args, runs, engine, failures):
         if args.skip_existing and _is_done(args, run):
@@ -206,8 +208,7 @@ def _pruned(args: argparse.Namespace, runs: list[Run], engine: Engine, failures:
         raise FieldError("attention_images", args.attention_images, "must be 1 or more")
     strategy = _strategy(args)
     check_outputs(_outputs(args, runs), _reads(args, runs, strategy))
-    if args.attention_output and not args.extract_attention:
-        warnings.warn("without --extract_attention, --attention_output has no effect", stacklevel=2)
+    _warn_of_idle_attention_flags(args)
 
     from anchorprune.evaluation import preflight
 
@@ -294,20 +295,14 @@ def _name_the_recommended(args: argparse.Namespace) -> None:
         )
 
 
-def _warn_of_idle_task_flags(args: argparse.Namespace, runs: list[Run]) -> None:
-    """Say which settings of tasks were given that no run's task has."""
-    used = {field.name for run in runs for field in dataclasses.fields(run.request.task)}
-    others = {field.name: field.default for task in tasks.registry().values() for field in dataclasses.fields(task)}
-
-    def several(value: Any) -> tuple[Any, ...]:
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-    left = {name: default for name, default in others.items() if name not in used and hasattr(args, name)}
-    idle = [f"--{name}" for name, default in left.items() if several(getattr(args, name)) != several(default)]
-    if idle and runs:
-        names = ", ".join(dict.fromkeys(run.request.task.name for run in runs))
+def _warn_of_idle_attention_flags(args: argparse.Namespace) -> None:
+    if args.extract_attention:
+        return
+    idle = ["--attention_output"] if args.attention_output else []
+    idle += ["--attention_images"] if args.attention_images != ATTENTION_IMAGES else []
+    if idle:
         has = "has" if len(idle) == 1 else "have"
-        warnings.warn(f"with --task {names}, {', '.join(idle)} {has} no effect", stacklevel=2)
+        warnings.warn(f"without --extract_attention, {', '.join(idle)} {has} no effect", stacklevel=2)
 
 
 def _is_done(args: argparse.Namespace, run: Run) -> bool:
@@ -337,10 +332,14 @@ def _write(args: argparse.Namespace, run: Run, result: Any) -> None:
 
     model, data = run.request.model, run.request.data
     more: dict[str, Any] = {}
-    if args.dump_classnames and result.classes:
-        more["classnames"] = result.classes
-    if args.dump_templates and result.templates:
-        more["templates"] = result.templates
+    asked = [("classnames", result.classes)] if args.dump_classnames else []
+    asked += [("templates", result.templates)] if args.dump_templates else []
+    for name, listed in asked:
+        if listed:
+            more[name] = listed
+        else:
+            idle = f"{run.request.task.name} on {data.name} has none, and --dump_{name} no effect"
+            warnings.warn(idle, stacklevel=2)
     lost: list[Unwritten] = []
     beside = []
     with noted(lost):

@@ -10,11 +10,12 @@ from anchorprune.commands._data import add_data_flags, data_spec, task_name
 from anchorprune.commands._flags import SKIP_BAD_IMAGES, reporting, say
 from anchorprune.datasets.base import DataSpec
 from anchorprune.datasets.export import FORMATS, RECORD, Layout
-from anchorprune.errors import FieldError
+from anchorprune.errors import FieldError, UserError
 from anchorprune.files import real_path
 from anchorprune.outputs import check_names
 from anchorprune.progress import telling
 
+RETRIEVAL = "zeroshot_retrieval"
 HELP = "write a data set as a webdataset in clip-benchmark's layout"
 
 
@@ -29,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="folder that the split's folder is made in; an export of the same that was cut off there goes on",
     )
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--retrieval", action="store_true", help="captions, not classes: --task zeroshot_retrieval")
+    kinds.add_argument("--retrieval", action="store_true", help=f"captions, not classes: --task {RETRIEVAL}")
     kinds.add_argument("--multilabel", action="store_true", help="refuse data without several labels an image")
     add(
         "--image_format",
@@ -51,7 +52,9 @@ def run(args: argparse.Namespace) -> None:
     if args.num_workers < 0:
         raise FieldError("num_workers", args.num_workers, "must be 0 (no worker processes) or more")
     spec = data_spec(args, args.dataset, args.language)
-    task = "zeroshot_retrieval" if args.retrieval else task_name(args, spec)
+    if args.retrieval and args.task not in ("auto", RETRIEVAL):
+        raise UserError(f"--task {args.task}: contradicts --retrieval, which means {RETRIEVAL}; give one of them")
+    task = RETRIEVAL if args.retrieval else task_name(args, spec)
 
     from anchorprune.datasets import open_dataset
     from anchorprune.datasets.export import export_wds, unchanged
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         dataset = open_dataset(spec, unchanged, task)
     for flag, kind in (("retrieval", "captions"), ("multilabel", "labels")):
         if getattr(args, flag) and dataset.kind != kind:
-            raise FieldError("dataset", spec.name, f"has {dataset.kind}, and {flag} asks for {kind}; leave it out")
+            raise FieldError("dataset", spec.name, f"has {dataset.kind}, and --{flag} asks for {kind}; leave it out")
     if isinstance(dataset.templates, dict):
         say(args, "Prompts of single classes have no place in the layout; give --custom_template_file to eval.")
     done = export_wds(dataset, spec, args.output, layout, num_workers=args.num_workers, progress=how)

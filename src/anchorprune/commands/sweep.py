@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
-from anchorprune.commands._requests import folder_names, list_files, requests_of
+from anchorprune.commands._requests import folder_names, list_files, requests_of, warn_of_idle_task_flags
 from anchorprune.commands._results import all_of, kept, noted, summary
 from anchorprune.commands._scale import Failures, add_engine_flags, engine_of, results_of
 from anchorprune.errors import FieldError, Unwritten, UserError
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ways_per_pass is not None and args.ways_per_pass < 1:
         raise FieldError("ways_per_pass", args.ways_per_pass, "must be 1 or more")
     requests = requests_of(args)
+    warn_of_idle_task_flags(args, requests)
     strategies = parse_strategies(args.strategies)
     from anchorprune.evaluation.inputs import reads_of, strategy_reads
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from anchorprune.commands import _flags as flags
 from anchorprune.commands._flags import parse_strategies, say
-from anchorprune.commands._requests import list_files, single_request
+from anchorprune.commands._requests import list_files, single_request, warn_of_idle_task_flags
 from anchorprune.files import output_folder
 from anchorprune.outputs import check_names
 
@@ -50,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", default=None, help="folder for what was searched: tune.json, tune.csv and report.html"
     )
     flags.add_source_flags(parser)
-    flags.add_running_flags(parser)
+    flags.add_running_flags(parser, result="what was found, ")
     flags.add_progress_flags(parser)
     flags.add_task_flags(parser)
 
@@ -58,6 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search, and print the flags to use with what to expect of them."""
     request = single_request(args)
+    warn_of_idle_task_flags(args, [request])
     strategies = parse_strategies(args.strategies)
 
     from anchorprune.evaluation.inputs import reads_of, strategy_reads

@@ -101,10 +101,13 @@ def _source(name: str) -> type[Source]:
 
 
 def _source_of(spec: DataSpec) -> type[Source]:
-    """The same; UserError where columns are named of data that has none."""
+    """The same; UserError where columns, or a file of captions, are named of data that has none."""
     source = _source(spec.name)
     if os.path.exists(spec.annotation_file) and not os.path.isfile(spec.annotation_file):
         raise FieldError("annotation_file", spec.annotation_file, "is not a regular file; name a file of captions")
+    if spec.annotation_file and not source.reads_annotations:
+        fix = f"{spec.name} has no captions in a file apart; leave it out"
+        raise FieldError("annotation_file", spec.annotation_file, fix)
     for field in COLUMNS:
         if not source.reads_columns and (given := getattr(spec, field)) is not None:
             raise FieldError(field, given, f"{spec.name} is no table; leave it out")

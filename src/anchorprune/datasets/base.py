@@ -102,6 +102,8 @@ class Source(ABC):
     reads_custom_files: ClassVar[bool] = False
     # Whether it has columns, which the fields of that name choose.
     reads_columns: ClassVar[bool] = False
+    # Whether captions of its data may lie in a file apart from it, which `annotation_file` names.
+    reads_annotations: ClassVar[bool] = False
 
     @classmethod
     def claims(cls, name: str) -> bool:

@@ -89,6 +89,7 @@ class Zoo(Source):
 
     name: ClassVar[str] = "zoo"
     reads_custom_files: ClassVar[bool] = True
+    reads_annotations: ClassVar[bool] = True
 
     @classmethod
     def claims(cls, name: str) -> bool:

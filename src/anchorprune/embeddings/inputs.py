@@ -47,6 +47,9 @@ def open_input(request: EncodeRequest) -> Listing:
         raise FieldError("input", other, "is neither a regular file nor a folder; reading it might never end")
     if kind != "tars" and (address := next(filter(is_url, paths), None)):
         raise FieldError("input", address, "of addresses only tars can be read; download it first")
+    for field in ("image_column", "id_column") if kind != "table" else ():
+        if (given := getattr(request, field)) is not None:
+            raise FieldError(field, given, f"{' '.join(request.input[:3])} is no table; leave it out")
     if kind == "tars":
         listing: Listing = open_tars(paths, request.columns, request.cache_dir)
     elif kind == "table":

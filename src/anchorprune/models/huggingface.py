@@ -100,9 +100,15 @@ def _pooled(output: Any) -> Tensor:
 def check(model: str, pretrained: str, cache_dir: str | None = None, trust: bool = False) -> None:
     """Raise UserError unless `model` is a folder or a hub's model that transformers has an image tower for.
 
-    `pretrained` has no meaning: these models come with their weights.
+    `pretrained` has to be empty.
     """
+    _check_no_weights(pretrained)
     _configs[model] = _config(model, cache_dir, trust), trust
+
+
+def _check_no_weights(pretrained: str) -> None:
+    if pretrained:
+        raise FieldError("pretrained", pretrained, "models of transformers come with their weights; leave it out")
 
 
 _configs: dict[str, tuple[Any, bool]] = {}  # of what was checked, by name, and whether its code is trusted
@@ -181,12 +187,13 @@ def load(
 
     Args:
         model: a folder, or a name on the hub.
-        pretrained: has no meaning.
+        pretrained: has to be empty.
         precision: of the weights, by open_clip's name: fp32, bf16, fp16.
 
     Raises:
         UserError: no such model, weights that are damaged or missing, no network.
     """
+    _check_no_weights(pretrained)
     config = _config(model, cache_dir, trust)
     import transformers
 

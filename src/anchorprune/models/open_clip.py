@@ -21,9 +21,8 @@ from anchorprune.models.base import LoadedModel
 from anchorprune.models.checkpoint import is_torchscript, weights_of
 from anchorprune.models.foreign import check_config, no_foreign_code, refused, wants_code
 
-# Models that come with their weights; --pretrained has no meaning then.
 _CONFIG = "open_clip_config.json"
-_SCHEMAS = ("hf-hub:", "local-dir:")
+_SCHEMAS = ("hf-hub:", "local-dir:")  # of models that come with their weights; open_clip says that it takes no others
 # What open_clip, torch and hub clients raise for weights that are out of reach or do not fit.
 _LOADING_ERRORS = (RuntimeError, OSError, EOFError, ValueError, KeyError, ImportError, UnpicklingError)
 

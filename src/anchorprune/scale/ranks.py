@@ -44,18 +44,24 @@ JOINING = datetime.timedelta(minutes=10)  # for all ranks to come
 WAITING = datetime.timedelta(days=30)  # for the slowest; one that has stopped is noticed at once
 
 
+def launcher() -> tuple[str, str] | None:
+    """The variables in which the launcher says this process's rank and the world's size; None where there is none."""
+    named = ((name, size) for name, size, _ in LAUNCHERS if name in os.environ and size in os.environ)
+    return next(named, None)
+
+
 def launched() -> tuple[int, int]:
     """This process's rank and the world's size; (0, 1) where no launcher started it."""
-    for name, size, _ in LAUNCHERS:
-        if name in os.environ and size in os.environ:
-            rank, world = _number(name), _number(size)
-            if not 0 <= rank < world:
-                raise UserError(
-                    f"{name}={os.environ[name]} and {size}={os.environ[size]} in the environment: ranks are 0 to the "
-                    "world's size less one; a launcher sets them"
-                )
-            return rank, world
-    return 0, 1
+    if (said := launcher()) is None:
+        return 0, 1
+    name, size = said
+    rank, world = _number(name), _number(size)
+    if not 0 <= rank < world:
+        raise UserError(
+            f"{name}={os.environ[name]} and {size}={os.environ[size]} in the environment: ranks are 0 to the "
+            "world's size less one; a launcher sets them"
+        )
+    return rank, world
 
 
 def local_rank() -> int:

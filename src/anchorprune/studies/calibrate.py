@@ -94,7 +94,7 @@ def calibrate(
         runtime = Runtime.of(request.compute)
         model = load(request.model, runtime.device, runtime.weights, request.data.seed)
     if say:
-        say(f"{len(ways) - 1} ways of pruning to calibrate")
+        say(f"{len(ways) - 1} way{'s' if len(ways) > 2 else ''} of pruning to calibrate")
     requests = [way.requests(request)[0] for way in ways]
     found = evaluate(requests, model=model, dataset=dataset, progress=progress)
     unpruned, *pruned = found[0].artifacts["features"]

@@ -98,7 +98,7 @@ def tune(
             metric = request.task.primary
             return Tuned(None, metric, 0, len(chosen), goal, request, timed.candidates, {}, timed.latency)
     if say:
-        say(f"{len(ways) - 1} ways of pruning on {len(part)} of {len(chosen)} images")
+        say(f"{len(ways) - 1} way{'s' if len(ways) > 2 else ''} of pruning on {len(part)} of {len(chosen)} images")
     found = evaluate_ways(request, ways, indices=indices, model=model, dataset=dataset, progress=progress)
 
     scores = [mean_scores(of_way) for of_way in found]
