@@ -307,6 +307,7 @@ def test_a_column_of_what_is_no_table_is_refused(model: LoadedModel, photos: Pat
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"rows_per_shard": 0}, "rows_per_shard=0: must be 1 or more"),
         ({"max_failures": 2}, "max_failures=2: is a share"),
+        ({"on_error": "fail", "max_failures": 0.5}, "max_failures=0.5: has no say where the first failure ends all"),
         ({"keep_columns": ("id",)}, "keep_columns='id': the output has a column of its own"),
         ({"keep_columns": ("a", "a")}, "name each column once"),
         ({"input": ()}, "input="),

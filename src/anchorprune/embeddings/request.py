@@ -88,6 +88,9 @@ class EncodeRequest:
         check_range("seed", self.seed)
         if not 0 <= self.max_failures <= 1:
             raise FieldError("max_failures", self.max_failures, "is a share of the images, 0 … 1")
+        if self.on_error == "fail" and self.max_failures != 1:
+            said = "has no say where the first failure ends all"
+            raise FieldError("max_failures", self.max_failures, f"{said} (on_error)", typed=f"{said} (--on_error fail)")
         own = {"id", "embedding", "text_embedding", "image_path", "caption"} & set(self.keep_columns)
         if own - ({"caption"} if self.texts != "caption" and self.format == "parquet" else set()):
             taken = sorted(own)[0]
