@@ -260,7 +260,7 @@ def test_sweep_tune_compare_and_speed_are_python_calls(own: LoadedModel, tmp_pat
     assert swept.to_csv().splitlines()[0].startswith("strategy,flags,draws,acc1")
     assert swept.to_html().startswith("<!doctype html>")
     assert swept.to_dict()["request"] == MINE.as_dict()
-    files = swept.save(tmp_path)
+    files = swept.save(tmp_path / "a new" / "folder")
     comparison = anchorprune.compare(files[0], files[-1])
     assert comparison.to_text() == anchorprune.compare(swept.results[0][0], swept.results[2][0]).to_text().replace(
         "A (mine, my photos)", str(files[0])
@@ -271,6 +271,11 @@ def test_sweep_tune_compare_and_speed_are_python_calls(own: LoadedModel, tmp_pat
     assert tuned.to_dict()["used"] == 3
     speeds = anchorprune.speed(own, [anchorprune.Coarse(keep_patches=6)], batch_sizes=[2], repeats=2, compute=QUICK)
     assert [speed["tokens_after"] for speed in speeds.to_dict()["speeds"]] == [17, 7]
+    for found, page in ((swept, "report.html"), (tuned, "tune.json"), (speeds, "speed.json")):
+        found.save(tmp_path / page[:5])
+        assert (tmp_path / page[:5] / page).is_file()
+        with pytest.raises(UserError, match=r"folder='.*': is a file; name a folder"):
+            found.save(tmp_path / page[:5] / page)
 
 
 def test_pruning_a_model_loads_nothing_of_the_bench() -> None:

@@ -226,8 +226,8 @@ def writing(path: StrPath) -> Iterator[IO[bytes]]:
         Unwritten: it cannot be written.
     """
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        unfailing = _Unfailing(file)
-        yield cast(IO[bytes], unfailing)
+        with _Unfailing(file) as unfailing:  # closed here: Python 3.13 complains on stderr if it is left to the end
+            yield cast(IO[bytes], unfailing)
         if unfailing.error is not None:
             raise unfailing.error
 

@@ -58,7 +58,8 @@ def _loaded(entry: EntryPoint, base: type[T]) -> type[T]:
 
 
 def _is_complete(thing: Any, base: type) -> bool:
-    return inspect.isclass(thing) and issubclass(thing, base) and not inspect.isabstract(thing)
+    is_class = issubclass(type(thing), type)  # to inspect.isclass of Python 3.10 `dict[str, int]` is one too
+    return is_class and issubclass(thing, base) and not inspect.isabstract(thing)
 
 
 def _called(entry: EntryPoint, base: type) -> str:

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from anchorprune.errors import FieldError
 from anchorprune.evaluation.request import Compute
 from anchorprune.evaluation.result import SCHEMA_VERSION
 from anchorprune.evaluation.runtime import Runtime
-from anchorprune.files import StrPath, write_text
+from anchorprune.files import StrPath, output_folder, write_text
 from anchorprune.models import check as check_model
 from anchorprune.models import load
 from anchorprune.models.base import LoadedModel, ModelSpec
@@ -147,12 +146,13 @@ class Speeds:
         return as_text(self.speeds)
 
     def save(self, folder: StrPath) -> None:
-        """Write speed.json and speed.png."""
+        """Write speed.json and speed.png into a folder, which is made if it is not there."""
         from anchorprune.report.speed_chart import write_png
 
-        write_text(json.dumps(self.to_dict(), indent=2) + "\n", Path(folder) / "speed.json")
         title = f"{self.model.name}, {self.environment['device_name']}, {self.environment['dtype']}"
-        write_png(self.speeds, Path(folder) / "speed.png", title)
+        with output_folder("folder", folder) as out:
+            write_text(json.dumps(self.to_dict(), indent=2) + "\n", out / "speed.json")
+            write_png(self.speeds, out / "speed.png", title)
 
 
 def speed(

@@ -15,7 +15,7 @@ from anchorprune.evaluation import preflight
 from anchorprune.evaluation.request import Request
 from anchorprune.evaluation.result import Result, load
 from anchorprune.evaluation.statistics import difference, mcnemar, wilson
-from anchorprune.files import StrPath, short_name, write_text
+from anchorprune.files import StrPath, output_folder, short_name, write_text
 from anchorprune.models.base import LoadedModel
 from anchorprune.progress import Reporting
 from anchorprune.pruning.budget import solve
@@ -79,13 +79,19 @@ class Sweep:
     def save(self, folder: StrPath, command: str = "") -> list[Path]:
         """Write a result for each draw of each way, with its outcomes, and sweep.csv, sweep.png and report.html.
 
+        Args:
+            folder: made if it is not there.
+            command: what to type to sweep again.
+
         Returns:
             The files of the results.
         """
-        files = [Path(folder) / file_name(result.request.pruning) for found in self.results for result in found]
-        for file, result in zip(files, (result for found in self.results for result in found), strict=True):
-            result.save(file)
-        self.save_report(folder, command)
+        results = [result for found in self.results for result in found]
+        with output_folder("folder", folder) as out:
+            files = [out / file_name(result.request.pruning) for result in results]
+            for file, result in zip(files, results, strict=True):
+                result.save(file)
+            self.save_report(out, command)
         return files
 
     @classmethod

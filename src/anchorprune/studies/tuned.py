@@ -8,7 +8,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from anchorprune.errors import FieldError, UserError
 from anchorprune.evaluation.request import Request, plain
 from anchorprune.evaluation.statistics import Z95, Difference, difference, predicted
-from anchorprune.files import StrPath, write_text
+from anchorprune.files import StrPath, output_folder, write_text
 from anchorprune.strategies.base import Strategy
 from anchorprune.studies.ways import Way
 
@@ -185,13 +184,12 @@ class Tuned:
         """Write tune.json, tune.csv and report.html.
 
         Args:
+            folder: made if it is not there.
             command: what to type to search again.
         """
         from anchorprune.report import tune_page
         from anchorprune.report.csv import csv_text
 
-        write_text(json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n", Path(folder) / "tune.json")
-        write_text(csv_text(self.rows()), Path(folder) / "tune.csv")
         timing = {"Milliseconds": str(self.latency)} if self.latency else {}
         page = tune_page.render(
             self.rows(),
@@ -206,7 +204,10 @@ class Tuned:
             },
             command=command,
         )
-        write_text(page, Path(folder) / "report.html")
+        with output_folder("folder", folder) as out:
+            write_text(json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n", out / "tune.json")
+            write_text(csv_text(self.rows()), out / "tune.csv")
+            write_text(page, out / "report.html")
 
     @property
     def _title(self) -> str:
