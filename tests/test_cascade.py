@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 import anchorprune
 from anchorprune import Cascade, Coarse, Compute, DataSpec, ModelSpec, Request, Thin, Tome, UserError
-from anchorprune.evaluation.engine import evaluate, merge
+from anchorprune.evaluation.engine import evaluate
+from anchorprune.evaluation.merging import merge
 from anchorprune.pruning.budget import gmacs, solve
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.strategies import parse

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import anchorprune
 from anchorprune import Compute, DataSpec, LoadedModel, ModelSpec, OwnDataset, Request, UserError
-from anchorprune.evaluation.engine import evaluate, merge
+from anchorprune.evaluation.engine import evaluate
+from anchorprune.evaluation.merging import merge
 from anchorprune.evaluation.result import Result
 from anchorprune.strategies import make_strategy
 

@@ -24,7 +24,8 @@ import anchorprune
 from anchorprune import Compute, DataSpec, ModelSpec, OwnDataset, Request
 from anchorprune.datasets import encoded as source_items
 from anchorprune.datasets import open_dataset
-from anchorprune.evaluation.engine import evaluate, merge
+from anchorprune.evaluation.engine import evaluate
+from anchorprune.evaluation.merging import merge
 from anchorprune.evaluation.outcomes import path_for
 from anchorprune.evaluation.outcomes import read as read_outcomes
 from anchorprune.models import load

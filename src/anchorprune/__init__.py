@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from anchorprune.embeddings.request import EncodeRequest
     from anchorprune.embeddings.run import encode
     from anchorprune.errors import UserError
-    from anchorprune.evaluation.engine import evaluate, merge
+    from anchorprune.evaluation.engine import evaluate
+    from anchorprune.evaluation.merging import merge
     from anchorprune.evaluation.request import Compute, DataSpec, ModelSpec, Request
     from anchorprune.evaluation.result import Result
     from anchorprune.models.base import LoadedModel
@@ -95,7 +96,7 @@ _HOME = {
     "evaluate": "anchorprune.evaluation.engine",
     "export": "anchorprune.studies.export",
     "get_vision_attention": "anchorprune.pruning.attention",
-    "merge": "anchorprune.evaluation.engine",
+    "merge": "anchorprune.evaluation.merging",
     "prune": "anchorprune.pruning.injection",
     "restore": "anchorprune.pruning.injection",
     "select_tokens_by_pruning": "anchorprune.strategies.anchor",

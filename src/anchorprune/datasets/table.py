@@ -5,25 +5,24 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anchorprune.datasets import prompts
-from anchorprune.datasets.base import MOST_CLASSES, DataSpec, EvalDataset, Source, Transform
+from anchorprune.datasets.base import DataSpec, EvalDataset, Source, Transform
 from anchorprune.datasets.encoded import EncodedItems
 from anchorprune.datasets.folder import read_templates
 from anchorprune.datasets.images import one_line
-from anchorprune.datasets.reading import MAX_BYTES, read_file, read_lines
+from anchorprune.datasets.reading import MAX_BYTES, read_file
 from anchorprune.datasets.rows import ParquetBytes, ParquetTable, Table, open_table
 from anchorprune.datasets.sampling import BadImage
+from anchorprune.datasets.table_classes import Classes, is_index
 from anchorprune.errors import FieldError, UserError, did_you_mean
 from anchorprune.files import fingerprint
-from anchorprune.reading import exists, path_of, whole_number
+from anchorprune.reading import exists, path_of
 
 # What columns are usually called; several of one row in a table are ambiguous.
 USUAL = {
@@ -38,7 +37,6 @@ SPLIT = "split"  # the column that says which split a row is of
 _SMALL = 1 << 28  # bytes of a table whose content is read for a request's hash
 _OF_CAPTIONS = ("zeroshot_retrieval", "captioning", "image_caption_selection")
 _OF_LABELS = ("zeroshot_classification", "linear_probe")
-_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")  # pandas writes 3 as 3.0 where another row has no value
 
 Image = str | tuple[int, int]  # a path, or which table and which of its rows
 
@@ -176,7 +174,7 @@ def open_table_dataset(spec: DataSpec, transform: Transform, task: str) -> EvalD
     folder = tables[0].file.parent
     if wanted == columns.caption:
         return EvalDataset(spec.name, items, rows.keys, None, None, "captions", items.targets)
-    classes = _Classes(spec, folder, tables[0], wanted, rows)
+    classes = Classes(spec, tables[0], wanted, rows)
     items.targets = classes.targets
     templates = read_templates(folder / "zeroshot_classification_templates.txt")
     return EvalDataset(spec.name, items, rows.keys, classes.names, templates, classes.kind, items.targets)
@@ -310,7 +308,7 @@ class _Rows:
             if each is None or each != each or (isinstance(each, str) and not each.strip()):  # NaN is no value either
                 raise UserError(f"{place}: has no {what} in column {column!r}; fill it or remove the row")
             # a label that is a number is an index, which pandas may have made 3.0 of
-            if not isinstance(each, str) and (self._of_captions or not _is_index(each)):
+            if not isinstance(each, str) and (self._of_captions or not is_index(each)):
                 raise UserError(f"{place}: column {column!r} holds {str(each)[:40]!r}, which is no {what}")
         if self._of_captions:
             if not value:
@@ -342,94 +340,3 @@ def _path(value: Any, place: str, column: str) -> str:
     if "://" in value:
         raise UserError(f"{place}: {value[:100]} is an address; download the images and write their paths")
     return value
-
-
-class _Classes:
-    """Labels as class indices: `names` by index (None where nothing says them), `kind`, a target for each sample."""
-
-    def __init__(self, spec: DataSpec, folder: Path, table: Table, column: str, rows: _Rows) -> None:
-        given = _given_names(spec, folder, table, column)
-        try:
-            numbered = {label: _number(label) for label in rows.seen}
-        except UserError as error:
-            raise FieldError("dataset", spec.name, str(error)) from error
-        index = {label: number for label, number in numbered.items() if number is not None}
-        if len(index) < len(numbered):
-            index = _by_name(spec, rows.seen, given)
-            given = given or sorted(map(str, index))
-        self.names = given
-        several = [isinstance(value, tuple) for value in rows.values]
-        if any(several) and not all(several):
-            raise UserError(
-                f"{rows.places[several.index(False)]}: has one label where other rows have a list; use lists"
-            )
-        self.kind = "labels" if any(several) else "classes"
-        count = len(given) if given else 1 + max(index.values(), default=0)
-        if count > MOST_CLASSES:
-            raise FieldError(
-                "dataset", spec.name, f"has the label {count - 1}; at most {MOST_CLASSES:,} classes can be"
-            )
-        self.targets: list[Any] = []
-        for value, place in zip(rows.values, rows.places, strict=True):
-            numbers = [index[each] for each in (value if isinstance(value, tuple) else [value])]
-            if numbers and not 0 <= min(numbers) <= max(numbers) < count:
-                raise UserError(f"{place}: the label {value!r} has no class; there are {count} class names, from 0 on")
-            self.targets.append(_one_hot(numbers, count) if self.kind == "labels" else numbers[0])
-
-
-def _is_index(label: Any) -> bool:
-    if isinstance(label, float):
-        return label.is_integer() and abs(label) < MOST_CLASSES
-    return isinstance(label, int) and not isinstance(label, bool)
-
-
-def _number(label: Any) -> int | None:
-    """The class index that a label is, or None for a name. UserError for more digits than a number has."""
-    if not isinstance(label, str):
-        return int(label)
-    if (match := _NUMBER.fullmatch(label.strip())) is None:
-        return None
-    try:
-        return whole_number(match[1])
-    except ValueError as error:
-        raise UserError(f"the label {error}; a class index is smaller") from error
-
-
-def _by_name(spec: DataSpec, seen: set[Any], given: list[str] | None) -> dict[Any, int]:
-    """Each class name's index: its place among the given ones, or, if they are as many, among the sorted own ones."""
-    own = sorted(map(str, seen))
-    if given is None:
-        if "{split}" in spec.name:
-            fix = (
-                "its labels are class names, which may differ from split to split: list all in classnames.txt beside it"
-            )
-            raise FieldError("dataset", spec.name, fix)
-        given = own
-    if set(own) <= set(given):
-        twice = next((name for name in own if given.count(name) > 1), None)
-        if twice is not None:
-            raise FieldError("dataset", spec.name, f"two classes are called {twice!r}; write indices instead of names")
-        return {label: given.index(str(label)) for label in seen}
-    if len(given) != len(own):
-        odd = next(name for name in own if name not in given)
-        fix = f"its {len(own)} labels and the {len(given)} class names do not match: {odd!r} is none of them"
-        raise FieldError("dataset", spec.name, f"{fix}.{did_you_mean(odd, given)}")
-    return {label: own.index(str(label)) for label in seen}
-
-
-def _given_names(spec: DataSpec, folder: Path, table: Table, column: str) -> list[str] | None:
-    """Class names by index: one's own file, `classnames.txt` beside the table, or what the Parquet file says."""
-    if spec.classnames:
-        return prompts.custom_classes(spec.classnames, spec.name)
-    file = folder / "classnames.txt"
-    if file.exists():
-        return [line for line in read_lines(file) if line]
-    return table.class_names.get(column) if isinstance(table, ParquetTable) else None
-
-
-def _one_hot(numbers: Sequence[int], count: int) -> Any:
-    import torch
-
-    target = torch.zeros(count)
-    target[list(numbers)] = 1
-    return target

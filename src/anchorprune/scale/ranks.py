@@ -159,7 +159,7 @@ class Group(Engine):
 
 def _whole(parts: list[Found]) -> Found:
     """The results of all ranks' shares, or what stopped the first that was stopped."""
-    from anchorprune.evaluation.engine import merge
+    from anchorprune.evaluation.merging import merge
 
     done: list[list[Result]] = []
     for part in parts:
