@@ -2,9 +2,9 @@
 
     python benchmarks/adaptive.py --images FOLDER --model ViT-B-16-quickgelu --pretrained CHECKPOINT.pt
 
-Each picture of a folder and a mirrored crop of it (those of `--task fidelity`) are encoded unpruned and by `coarse` at
-each of `--target_gmacs`. Then, for pairs of budgets and the mean of a third, a gate says which share of the images gets
-the larger of the pair, so that the mean cost is that of the third for all:
+Each picture of a folder and a mirrored crop of it (those of `--task fidelity`) are encoded unpruned and by `--strategy`
+at each of `--target_gmacs`. Then, for pairs of budgets and the mean of a third, a gate says which share of the images
+gets the larger of the pair, so that the mean cost is that of the third for all:
 
     detail       what an image loses in its pixels when it is shrunk to a 10 × 10 grid and back
     disagreement the cosine between the image's features at the two smallest budgets (whose cost is not counted)
@@ -36,7 +36,7 @@ from anchorprune.models import load
 from anchorprune.pruning.budget import solve
 from anchorprune.pruning.cost import image_tower_flops
 from anchorprune.pruning.grid import shrink
-from anchorprune.strategies import make_strategy
+from anchorprune.strategies import parse
 from anchorprune.tasks.fidelity import Fidelity, nearer
 
 GRID = 10  # of the gate by detail
@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--pretrained", required=True)
+    parser.add_argument(
+        "--strategy", metavar="SPEC", default="coarse", help="with flags, in quotes: 'coarse --late_share 1'"
+    )
     parser.add_argument("--target_gmacs", type=float, nargs="+", default=[8.8, 7.0, 5.3, 4.0])
     parser.add_argument("--precision", default="amp")
     parser.add_argument("--aligned", action="store_true")
@@ -86,7 +89,8 @@ def encoded(args: argparse.Namespace) -> tuple[dict[float, Tensor], Tensor]:
     """Features `[2n, D]` by GMACs, each picture's and then its other view's; and what each loses in its pixels."""
     runtime = Runtime.of(Compute(precision=args.precision))
     loaded = load(ModelSpec(name=args.model, pretrained=args.pretrained), runtime.device, runtime.weights)
-    ways = {target: solve(loaded.model, make_strategy("coarse"), target) for target in args.target_gmacs}
+    strategy = parse(args.strategy).strategy
+    ways = {target: solve(loaded.model, strategy, target) for target in args.target_gmacs}
     dense = image_tower_flops(loaded.model) / 2e9
     found: dict[float, list[Tensor]] = {cost: [] for cost in [*ways, dense]}
     detail = []

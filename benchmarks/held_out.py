@@ -16,6 +16,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import target
 
@@ -27,7 +28,7 @@ from anchorprune.datasets.sampling import choose
 from anchorprune.evaluation import statistics
 from anchorprune.files import write_text
 from anchorprune.studies.sweep import Sweep, plan
-from anchorprune.studies.ways import evaluate_ways, mean_scores
+from anchorprune.studies.ways import Way, evaluate_ways, mean_scores
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     table = found.to_text().split("\nOn a frontier")[0]
     lines = [f"{request.data.name}, {args.part}, {len(indices)} images", "", table, "", "Paired differences, points:"]
     right = [mean_scores(of_way) for of_way in found.results]
-    first = [i for i, way in enumerate(ways) if way.name == ways[1].name]
+    first = [i for i, way in enumerate(ways) if i and but_budget(way) == but_budget(ways[1])]
     for i in first:
         for j in range(1, len(ways)):
             if j not in first and abs(points[j].gmacs - points[i].gmacs) < 0.5:
@@ -64,6 +65,12 @@ def main() -> None:
                 lines.append(f"  {pair}: {difference(right[i], right[j])}")
     print("\n".join(lines))
     write_text("\n".join(lines) + "\n", out / "table.txt")
+
+
+def but_budget(way: Way) -> dict[str, Any]:
+    """The fields of a way that has any, without its budget."""
+    strategy = way.strategies[0]
+    return {field: value for field, value in strategy.as_dict().items() if field not in strategy.budget_fields}
 
 
 def difference(one: list[float], other: list[float]) -> str:
