@@ -65,16 +65,13 @@ def main() -> None:
     def hits(features: Tensor) -> list[float]:
         return ((features @ classifier).argmax(dim=1) == labels).double().tolist()
 
-    def right(strategy: Strategy | None) -> list[float]:
-        return hits(encoded(images, strategy))
-
-    def aligned(strategy: Strategy) -> list[float]:
-        return hits(fit(encoded(unlabelled, strategy), unpruned).alignment(encoded(images, strategy)))
+    def aligned(features: Tensor, strategy: Strategy) -> Tensor:
+        return fit(encoded(unlabelled, strategy), unpruned).alignment(features)
 
     if args.calibrate:
         unlabelled = native(args.data, "train", transform, args.calibrate)[0]
         unpruned = encoded(unlabelled, None)
-    dense = right(None)
+    dense = hits(encoded(images, None))
     print(f"| everything | {image_tower_flops(model) / 2e9:.2f} | {100 * sum(dense) / len(dense):.1f} | | |")
     for step in range(3):
         first: list[float] = []
@@ -82,13 +79,20 @@ def main() -> None:
             draws: list[Strategy] = [make_strategy(name, **{field: budgets[step]})]
             if name == "random":
                 draws = [make_strategy(name, keep_patches=budgets[step], draw_seed=seed) for seed in range(3)]
-            shares = [sum(each) / len(draws) for each in zip(*map(right, draws), strict=True)]
+            features = [encoded(images, draw) for draw in draws]
+            shares = [sum(each) / len(draws) for each in zip(*map(hits, features), strict=True)]
             with prune(model, draws[0]):
                 gmacs = image_tower_flops(model) / 2e9
             first = first or shares
             row(f"`{name} --{field} {budgets[step]}`", gmacs, shares, dense, first)
             if name != "random" and args.calibrate:
-                row(f"`{name} --{field} {budgets[step]}`, aligned", gmacs, aligned(draws[0]), dense, first)
+                row(
+                    f"`{name} --{field} {budgets[step]}`, aligned",
+                    gmacs,
+                    hits(aligned(features[0], draws[0])),
+                    dense,
+                    first,
+                )
 
 
 def row(way: str, gmacs: float, right: list[float], dense: list[float], coarse: list[float]) -> None:
